@@ -1,0 +1,4 @@
+from config.resolve import Resolved, SettingsError, resolve
+from config.settings import Settings
+
+__all__ = ["Resolved", "Settings", "SettingsError", "resolve"]

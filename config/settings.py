@@ -1,0 +1,119 @@
+"""Every setting of the system: its meaning, unit, default and bounds. Units are in the names.
+
+Policy only: a `Settings` is frozen and knows nothing of where its values came from; `config.resolve`
+reads them from a file, the environment and flags. Child processes and actors are handed the resolved
+settings as JSON (`to_json`), so all of them run on exactly the same values.
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+def describe(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The HTTP edge."""
+
+    host: Annotated[str, describe("address to listen on; anything but loopback is a decision")] = "127.0.0.1"
+    port: Annotated[Port, describe("port to listen on; 0 takes any free one")] = 8080
+    workers: Annotated[Positive, describe("gateway processes that share the port")] = 1
+    max_body_bytes: Annotated[Positive, describe("largest request body as sent")] = 20 * MIB
+    max_inflated_bytes: Annotated[Positive, describe("largest request body after decompression")] = 40 * MIB
+    max_events_per_request: Annotated[Positive, describe("most events in one batch request")] = 10_000
+    max_event_bytes: Annotated[Positive, describe("largest single event, as JSON")] = 1 * MIB
+    max_depth: Annotated[Positive, describe("deepest nesting of properties and context")] = 32
+    max_keys: Annotated[Positive, describe("most object keys in one event")] = 1000
+    max_key_chars: Annotated[Positive, describe("longest object key")] = 256
+    max_string_chars: Annotated[Positive, describe("longest string inside properties and context")] = 256 * 1024
+    max_event_age_s: Annotated[Seconds, describe("oldest timestamp that is taken without import")] = 30 * 86400.0
+    max_event_ahead_s: Annotated[Seconds, describe("furthest timestamp in the future that is taken")] = 86400.0
+    max_inflight_bytes: Annotated[Positive, describe("bytes of events that a worker holds unanswered")] = 64 * MIB
+    max_shard_inflight_bytes: Annotated[Positive, describe("the same, towards one shard")] = 32 * MIB
+    append_deadline_s: Annotated[Seconds, describe("after this the batch goes to the spool instead")] = 2.0
+    stored_deadline_s: Annotated[Seconds, describe("longest wait of ?ack=stored")] = 10.0
+    query_deadline_s: Annotated[Seconds, describe("longest database query of a read route")] = 10.0
+    max_concurrent_queries: Annotated[Positive, describe("read queries at once per worker; more get 503")] = 16
+    header_deadline_s: Annotated[Seconds, describe("a request's headers must be complete by then")] = 10.0
+    body_deadline_s: Annotated[Seconds, describe("a request's body must be complete by then")] = 30.0
+    max_header_bytes: Annotated[Positive, describe("largest request line and headers together")] = 16 * 1024
+    max_headers: Annotated[Positive, describe("most headers in one request")] = 100
+    max_connections: Annotated[Positive, describe("open connections per worker; more get 503")] = 4096
+    drain_deadline_s: Annotated[Seconds, describe("on SIGTERM, time for requests in flight to finish")] = 10.0
+    key_refresh_s: Annotated[Seconds, describe("a revoked key stops working within this time")] = 5.0
+    negative_key_cache: Annotated[Positive, describe("unknown keys remembered per worker")] = 10_000
+    negative_key_ttl_s: Annotated[Seconds, describe("how long an unknown key is remembered")] = 10.0
+    query_origins: Annotated[list[str], describe("web origins that may read; write routes are open to all")] = []
+
+
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The partition log in Redis or Valkey, and the dedupe window decided over it."""
+
+    redis_url: Annotated[str, describe("Redis or Valkey; empty starts the embedded one")] = ""
+    partitions: Annotated[Positive, describe("fixed when the system is created")] = 64
+    max_bytes: Annotated[Positive, describe("log bytes not yet stored; at the bound writers get 503")] = 1 * GIB
+    dedupe_window_s: Annotated[Seconds, describe("an event id is remembered at least this long")] = 86400.0
+    command_timeout_s: Annotated[Seconds, describe("deadline of one round trip to Redis")] = 5.0
+    embedded_max_memory_bytes: Annotated[Positive, describe("maxmemory of the embedded Valkey")] = 3 * GIB
+
+
+class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The event store in PostgreSQL and the batcher that fills it."""
+
+    postgres_url: Annotated[str, describe("PostgreSQL 18 or later; empty starts the embedded one")] = ""
+    batch_size: Annotated[Positive, describe("waiting events that start a write at once")] = 1000
+    batch_interval_ms: Annotated[Positive, describe("an event waits at most this long for its write")] = 1000
+    max_write_events: Annotated[Positive, describe("most events in one transaction")] = 20_000
+    max_concurrent_writes: Annotated[Positive, describe("transactions at once per shard")] = 10
+    write_timeout_seconds: Annotated[Seconds, describe("deadline of one transaction")] = 30.0
+    max_resident_bytes: Annotated[Positive, describe("log payload a shard keeps in memory for its sinks")] = 64 * MIB
+    partition_days_ahead: Annotated[Positive, describe("daily partitions created in advance")] = 3
+    pool_size: Annotated[Positive, describe("connections per gateway worker for keys and queries")] = 4
+    connect_timeout_s: Annotated[Seconds, describe("deadline of one connection attempt")] = 5.0
+
+
+class SpoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The gateway's own disk buffer for when the log cannot be reached."""
+
+    directory: Annotated[str, describe("where spool and key cache lie; empty: <data>/gateway")] = ""
+    max_bytes: Annotated[Positive, describe("bytes per gateway worker; beyond it writers get 503")] = 256 * MIB
+
+
+class ActorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Ray and the actors on it."""
+
+    ray_address: Annotated[str, describe("host:port of a running cluster; empty starts a local one")] = ""
+    namespace: Annotated[str, describe("Ray namespace of the actors")] = "analytics"
+    shards: Annotated[Positive, describe("shards that the partitions are placed on")] = 1
+    dashboard: Annotated[bool, describe("run the Ray dashboard")] = True
+    dashboard_port: Annotated[Port, describe("port of the dashboard; 0 takes any free one")] = 0
+    observe_interval_s: Annotated[Seconds, describe("how often the controller looks at each actor")] = 2.0
+    unresponsive_after_s: Annotated[Seconds, describe("an actor silent for this long is replaced")] = 20.0
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings. `data` is the folder that embedded services, spool and connection.json live in."""
+
+    data: Annotated[str, describe("folder of everything that is kept")] = "./data"
+    gateway: GatewaySettings = GatewaySettings()
+    log: LogSettings = LogSettings()
+    store: StoreSettings = StoreSettings()
+    spool: SpoolSettings = SpoolSettings()
+    actors: ActorSettings = ActorSettings()
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> "Settings":
+        return msgspec.json.decode(raw, type=cls)

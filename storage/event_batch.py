@@ -1,0 +1,189 @@
+"""Events in columns, and the two binary formats that carry them.
+
+**Columns** (`COLUMNS`): one row an event, in arrival order. `properties` and `context` are JSON
+objects as text, already checked and normalised by the gateway, so that PostgreSQL's jsonb takes them.
+
+**Batch, version 1** (`EventBatch`): what a gateway appends, and what it spools. MessagePack array
+`[version, batch_id, partition, segments, fingerprints, rows]`.
+
+- `batch_id`: 16 bytes (UUIDv7), made once; the same batch sent again is recognised by it.
+- `segments`: `[project_id, hour, events, rejected]` each, in row order: the next `events` rows belong to
+  that project and were received in that hour (hours since the Unix epoch); `rejected` events of it were
+  refused at the door and have no row. The ledger is computed from these.
+- `fingerprints`: 8 bytes little endian a row, `storage.fingerprint.fingerprint(project_id, event_id)`.
+- `rows`: `[plain_bytes, LZ4 block of the Arrow IPC record batch message]` in the schema `COLUMNS`; empty
+  when no event of the batch was accepted.
+
+**Record, version 1** (`LogRecord`): one entry of a partition's log; the batches that one append carried.
+MessagePack array `[version, appended_ms, batches]`, each batch `[batch_id, segments, duplicates, rows]`
+with `rows` as above and `duplicates` a bitmap of the rows that the dedupe window already knew
+(`numpy.packbits`, little endian; empty when there is none). Every sink leaves those rows out.
+
+A reader refuses a version that it does not know, loudly: it never guesses.
+"""
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from storage.errors import FormatError
+
+BATCH_VERSION = 1
+RECORD_VERSION = 1
+
+_text = pa.string()
+_time = pa.timestamp("us", tz="UTC")
+
+COLUMNS = pa.schema(
+    [
+        pa.field("project_id", _text),
+        pa.field("event_id", _text),
+        pa.field("event_type", _text),
+        pa.field("user_id", _text),
+        pa.field("anonymous_id", _text),
+        pa.field("session_id", _text),
+        pa.field("site_id", _text),
+        pa.field("timestamp", _time),
+        pa.field("received_at", _time),
+        pa.field("properties", _text),
+        pa.field("context", _text),
+    ]
+)
+
+_codec = pa.Codec("lz4_raw")
+
+
+class Segment(msgspec.Struct, array_like=True, frozen=True):
+    """A run of rows of one project received in one hour, and how many more were refused."""
+
+    project_id: str
+    hour: int
+    events: int
+    rejected: int
+
+
+class PackedRows(msgspec.Struct, array_like=True, frozen=True):
+    """A compressed Arrow record batch; `plain_bytes` is its size before compression."""
+
+    plain_bytes: int = 0
+    block: bytes = b""
+
+
+class EventBatch(msgspec.Struct, array_like=True, frozen=True):
+    """One gateway's append to one partition; see the module's head for the format."""
+
+    version: int
+    batch_id: bytes
+    partition: int
+    segments: list[Segment]
+    fingerprints: bytes
+    rows: PackedRows
+
+    @property
+    def events(self) -> int:
+        """Rows in the batch: what was accepted at the door."""
+        return len(self.fingerprints) // 8
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the batch costs while it waits somewhere."""
+        return len(self.rows.block) + len(self.fingerprints) + 64
+
+
+class RecordBatch(msgspec.Struct, array_like=True, frozen=True):
+    """One batch inside a log record, with its duplicate rows marked."""
+
+    batch_id: bytes
+    segments: list[Segment]
+    duplicates: bytes
+    rows: PackedRows
+
+    def duplicate_mask(self) -> np.ndarray | None:
+        """True for each duplicate row, or None when there is none."""
+        if not self.duplicates:
+            return None
+        events = sum(segment.events for segment in self.segments)
+        return np.unpackbits(np.frombuffer(self.duplicates, np.uint8), count=events, bitorder="little").astype(bool)
+
+
+class LogRecord(msgspec.Struct, array_like=True, frozen=True):
+    """One entry of a partition's log; see the module's head for the format."""
+
+    version: int
+    appended_ms: int
+    batches: list[RecordBatch]
+
+
+_batch_encoder = msgspec.msgpack.Encoder()
+_batches_decoder = msgspec.msgpack.Decoder(list[EventBatch])
+_batch_decoder = msgspec.msgpack.Decoder(EventBatch)
+_record_decoder = msgspec.msgpack.Decoder(LogRecord)
+
+
+def pack_rows(rows: pa.RecordBatch) -> PackedRows:
+    """Serialise and compress a record batch in the schema `COLUMNS`."""
+    plain = rows.serialize()
+    return PackedRows(plain.size, _codec.compress(plain, asbytes=True))
+
+
+def unpack_rows(packed: PackedRows) -> pa.RecordBatch:
+    """The inverse of `pack_rows`. Raises `FormatError` when the bytes are damaged."""
+    try:
+        plain = _codec.decompress(packed.block, packed.plain_bytes)
+        return pa.ipc.read_record_batch(plain, COLUMNS)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise FormatError(f"rows of a batch cannot be read: {error}") from error
+
+
+def encode_batches(batches: list[EventBatch]) -> bytes:
+    """The body of one append call: several batches, at most one a partition."""
+    return _batch_encoder.encode(batches)
+
+
+def decode_batches(raw: bytes) -> list[EventBatch]:
+    """The inverse of `encode_batches`. Raises `FormatError`."""
+    try:
+        batches = _batches_decoder.decode(raw)
+    except msgspec.MsgspecError as error:
+        raise FormatError(f"not a list of event batches: {error}") from error
+    for batch in batches:
+        _check_version("event batch", batch.version, BATCH_VERSION)
+    return batches
+
+
+def encode_batch(batch: EventBatch) -> bytes:
+    return _batch_encoder.encode(batch)
+
+
+def decode_batch(raw: bytes) -> EventBatch:
+    """Raises `FormatError` for damaged bytes and for a version that is not known."""
+    try:
+        batch = _batch_decoder.decode(raw)
+    except msgspec.MsgspecError as error:
+        raise FormatError(f"not an event batch: {error}") from error
+    _check_version("event batch", batch.version, BATCH_VERSION)
+    return batch
+
+
+def encode_record(record: LogRecord) -> bytes:
+    return _batch_encoder.encode(record)
+
+
+def decode_record(raw: bytes) -> LogRecord:
+    """Raises `FormatError` for damaged bytes and for a version that is not known."""
+    try:
+        record = _record_decoder.decode(raw)
+    except msgspec.MsgspecError as error:
+        raise FormatError(f"not a log record: {error}") from error
+    _check_version("log record", record.version, RECORD_VERSION)
+    return record
+
+
+def pack_duplicates(mask: np.ndarray) -> bytes:
+    """The bitmap of `RecordBatch.duplicates`; empty when no row is marked."""
+    return np.packbits(mask, bitorder="little").tobytes() if mask.any() else b""
+
+
+def _check_version(what: str, found: int, known: int) -> None:
+    if found != known:
+        raise FormatError(f"{what} has version {found}; this release reads version {known}: upgrade or downgrade it")

@@ -1,0 +1,77 @@
+"""The event store: the contract of the sink that PostgreSQL is, and the values that cross it.
+
+The law:
+- `write` commits the rows, the dead letters, the ledger's counts and the checkpoint of every partition it
+  carries in one transaction, or nothing (ND-1, CK-1, LG-1).
+- A checkpoint moves only from the offset that the caller names and only under the caller's epoch;
+  otherwise `Fenced` is raised and nothing has changed (FN-1).
+- A row that PostgreSQL can never take becomes a dead letter in the same transaction; its neighbours are
+  stored.
+- `Unavailable` leaves the outcome unknown. `write` may then be called again with the same arguments after
+  `checkpoints` has been read: it was committed if and only if the checkpoint stands at `next_offset`.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple, Protocol
+
+from storage.event_batch import LogRecord
+
+
+class Checkpoint(NamedTuple):
+    """Progress of the event store in one partition: records below `next_offset` are stored."""
+
+    partition: int
+    epoch: int
+    next_offset: int
+
+
+class PartitionWrite(NamedTuple):
+    """The records [first_offset, next_offset) of one partition, or a gap there (`records` empty, `lost` set)."""
+
+    partition: int
+    epoch: int
+    first_offset: int
+    next_offset: int
+    records: Sequence[tuple[int, LogRecord]]
+    lost: Sequence["LostEvents"] = ()
+    """Events that were acknowledged and whose records are gone from the log: the ledger names them."""
+
+
+class LostEvents(NamedTuple):
+    project_id: str
+    hour: int
+    received: int
+    duplicate: int
+    rejected: int
+    lost: int
+
+
+class WriteResult(NamedTuple):
+    stored: int
+    duplicate: int
+    dead_lettered: int
+
+
+class StoredId(NamedTuple):
+    project_id: str
+    event_id: str
+    stored_ms: int
+
+
+class EventStore(Protocol):
+    async def checkpoints(self, partitions: Sequence[int]) -> list[Checkpoint]:
+        """The checkpoint of each partition; epoch 0 and offset 0 for one that was never claimed."""
+
+    async def claim(self, partition: int, *, epoch: int) -> Checkpoint:
+        """Fence older epochs: the partition's checkpoint is under `epoch` from now on, its offset unchanged.
+        Ends sessions of older owners that still hold its row. Raises `Fenced` if a newer epoch has it."""
+
+    async def write(self, writes: Sequence[PartitionWrite]) -> WriteResult: ...
+
+    def recent_ids(self, partitions: Sequence[int], *, since_ms: int) -> AsyncIterator[Sequence[StoredId]]:
+        """The ids of all events stored since then in the partitions, in chunks."""
+
+    async def prepare_days(self) -> None:
+        """Create the daily partitions that will be needed next."""
+
+    async def close(self) -> None: ...
