@@ -1,0 +1,84 @@
+"""What the routes need of the rest of the system, as Protocols: unit tests give small fakes, the worker
+gives the real things. Every call has a deadline of its own or is given one by the route."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from config.settings import GatewaySettings
+from gateway.rows import Decoded, Ingest
+
+KeyKind = Literal["write", "read", "import", "admin"]
+
+
+class KeyInfo(NamedTuple):
+    """What a valid key stands for. `project_id` is None for the system's admin key."""
+
+    project_id: str | None
+    kind: KeyKind
+    key_id: str
+
+
+class Keys(Protocol):
+    async def lookup(self, key: str) -> KeyInfo:
+        """Raises `ApiError`: malformed_key, invalid_key, or unavailable when nobody can tell."""
+
+
+class EventDecoder(Protocol):
+    def single(self, body: bytes, *, project_id: str, now: datetime, import_old: bool) -> Decoded: ...
+
+    def batch(
+        self, body: bytes, *, content_type: str | None, project_id: str, now: datetime, import_old: bool
+    ) -> Decoded: ...
+
+
+class PendingHour(NamedTuple):
+    """Events received in one hour that are safe and not yet in PostgreSQL, and the refused ones beside them."""
+
+    events: int
+    rejected: int
+
+
+class Pending(NamedTuple):
+    """By hour (hours since the Unix epoch); `complete` is False when log or spool could not be asked."""
+
+    hours: Mapping[int, PendingHour]
+    complete: bool
+
+
+Place = Literal["log", "spool", "unknown"]
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether events can be accepted now, and the state of each part: "ok" or what is wrong with it."""
+
+    accepting: bool
+    parts: dict[str, str]
+
+
+class Status(Protocol):
+    """Looks at the system from outside of the write path. No call raises for a part that is down."""
+
+    async def snapshot(self) -> dict[str, Any]:
+        """JSON for `GET /v1/status`: gateways, shards (a list under "shards"), services."""
+
+    async def readiness(self) -> Readiness: ...
+
+    async def trace(self, project_id: str, event_id: str) -> Place:
+        """Where an event is that is not in PostgreSQL."""
+
+    async def pending(self, project_id: str) -> Pending: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that `create_app` needs."""
+
+    settings: GatewaySettings
+    decoder: EventDecoder
+    ingest: Ingest
+    keys: Keys
+    status: Status
