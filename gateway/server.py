@@ -13,9 +13,7 @@ from starlette.types import ASGIApp
 
 from config.settings import GatewaySettings
 from gateway.protocol import KEEP_ALIVE_S, Connection, ConnectionConfig
-
-SUPERVISOR_PID = "GATEWAY_SUPERVISOR_PID"
-"""Environment variable in which the supervisor tells its workers whose children they are."""
+from gateway.supervisor import SUPERVISOR_PID
 
 TICKS_PER_SWEEP = 5
 """uvicorn ticks ten times a second; deadlines of connections are looked at twice."""
@@ -36,6 +34,7 @@ async def serve(
         app,
         http=Connection,
         ws="none",
+        interface="asgi3",
         lifespan="off",
         log_config=None,
         access_log=False,

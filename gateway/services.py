@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 
 from config.settings import GatewaySettings
+from gateway.metrics import Metrics
 from gateway.rows import Decoded, Ingest
 
 KeyKind = Literal["write", "read", "import", "admin"]
@@ -82,3 +83,4 @@ class Services:
     ingest: Ingest
     keys: Keys
     status: Status
+    metrics: Metrics

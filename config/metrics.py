@@ -1,0 +1,84 @@
+"""The catalogue of metrics: each one once, with its kind, sentence, labels and buckets.
+
+They are updated per request, per batch or at the scrape, never per event. Labels have few values: routes,
+statuses, codes of the error table, shards; never a project, a key or anything that a client chose.
+"""
+
+from typing import Literal, NamedTuple
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class Metric(NamedTuple):
+    """`name` without the suffix `_total` that counters get in the exposition."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+HTTP_REQUESTS = Metric("analytics_http_requests", "counter", "Requests answered.", ("route", "status"))
+HTTP_SECONDS = Metric(
+    "analytics_http_request_seconds",
+    "histogram",
+    "Time from a request's headers to its answer, in seconds.",
+    ("route",),
+    LATENCY_BUCKETS_S,
+)
+BODY_BYTES = Metric(
+    "analytics_http_body_bytes", "counter", "Bytes of request bodies, as sent and after inflating.", ("form",)
+)
+EVENTS = Metric("analytics_events", "counter", "Events answered, by outcome.", ("outcome",))
+REJECTIONS = Metric("analytics_event_rejections", "counter", "Events refused at the door, by reason.", ("code",))
+ACKS = Metric("analytics_acks", "counter", "Write requests answered 202, by where their events were safe.", ("ack",))
+INFLIGHT_BYTES = Metric("analytics_gateway_inflight_bytes", "gauge", "Bytes of events taken and not yet answered.")
+SPOOL_BYTES = Metric("analytics_spool_bytes", "gauge", "Bytes in the gateway's spool.")
+SPOOL_BATCHES = Metric("analytics_spool_batches", "gauge", "Batches in the gateway's spool.")
+
+GATEWAY_METRICS = (
+    HTTP_REQUESTS,
+    HTTP_SECONDS,
+    BODY_BYTES,
+    EVENTS,
+    REJECTIONS,
+    ACKS,
+    INFLIGHT_BYTES,
+    SPOOL_BYTES,
+    SPOOL_BATCHES,
+)
+"""Kept by each gateway worker."""
+
+SHARD_GAUGES = {
+    "open_partitions": Metric("analytics_shard_open_partitions", "gauge", "Partitions ready for appends.", ("shard",)),
+    "waiting_events": Metric("analytics_shard_waiting_events", "gauge", "Events that wait for an append.", ("shard",)),
+    "waiting_bytes": Metric("analytics_shard_waiting_bytes", "gauge", "Bytes that wait for an append.", ("shard",)),
+    "lag_events": Metric("analytics_shard_lag_events", "gauge", "Events in the log, not yet stored.", ("shard",)),
+    "lag_s": Metric("analytics_shard_lag_seconds", "gauge", "Age of the oldest event not yet stored.", ("shard",)),
+    "log_bytes": Metric("analytics_shard_log_bytes", "gauge", "Bytes in the log, not yet stored.", ("shard",)),
+    "resident_bytes": Metric("analytics_shard_resident_bytes", "gauge", "Log payload kept in memory.", ("shard",)),
+    "window_ids": Metric("analytics_shard_window_ids", "gauge", "Ids in the dedupe windows.", ("shard",)),
+    "window_bytes": Metric("analytics_shard_window_bytes", "gauge", "Bytes of the dedupe windows.", ("shard",)),
+}
+"""By the field of a batcher's snapshot that they are read from, at the scrape."""
+
+SHARD_COUNTERS = {
+    "records_appended": Metric("analytics_log_records", "counter", "Records appended to the log.", ("shard",)),
+    "batches_appended": Metric("analytics_log_batches", "counter", "Batches in those records.", ("shard",)),
+    "bytes_appended": Metric("analytics_log_bytes", "counter", "Bytes appended to the log.", ("shard",)),
+    "events_appended": Metric("analytics_log_events", "counter", "Events appended, duplicates too.", ("shard",)),
+    "events_duplicate": Metric("analytics_log_duplicates", "counter", "Events that were duplicates.", ("shard",)),
+    "writes": Metric("analytics_store_writes", "counter", "Transactions of the event store.", ("shard",)),
+    "write_seconds": Metric("analytics_store_write_seconds", "counter", "Time spent in them.", ("shard",)),
+    "write_failures": Metric("analytics_store_write_failures", "counter", "Transactions that failed.", ("shard",)),
+    "events_stored": Metric("analytics_store_events", "counter", "Events stored in PostgreSQL.", ("shard",)),
+    "events_dead_lettered": Metric("analytics_dead_letters", "counter", "Events that became dead letters.", ("shard",)),
+    "events_lost": Metric("analytics_lost_events", "counter", "Events lost with the log's memory.", ("shard",)),
+    "log_losses": Metric("analytics_log_losses", "counter", "Times a partition's log state was lost.", ("shard",)),
+}
+"""By the name in the `counters` of a batcher's snapshot; they start at 0 with the actor."""
+
+CATALOGUE = (*GATEWAY_METRICS, *SHARD_GAUGES.values(), *SHARD_COUNTERS.values())

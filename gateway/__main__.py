@@ -1,0 +1,54 @@
+"""`python -m gateway --settings FILE [--port-file FILE]`: listen, and keep the HTTP workers running."""
+
+import argparse
+import asyncio
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+from config import logs
+from config.settings import Settings
+from gateway.supervisor import Supervisor, listen, worker_command, worker_environment, write_port_file
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m gateway", description=__doc__)
+    parser.add_argument("--settings", type=Path, required=True, help="resolved settings as JSON")
+    parser.add_argument("--port-file", type=Path, help="file that the port is written to when we listen")
+    options = parser.parse_args(arguments)
+    logs.configure("gateway")
+    settings = Settings.from_json(options.settings.read_bytes())
+    try:
+        sock = listen(settings.gateway)
+    except OSError as error:
+        fields = {"action": "listen_failed", "host": settings.gateway.host, "port": settings.gateway.port}
+        log.error("cannot listen: %s; choose another port or stop who has it", error.strerror, extra=fields)
+        return 1
+    port = sock.getsockname()[1]
+    if options.port_file is not None:
+        write_port_file(options.port_file, port)
+    log.info(
+        "listening", extra={"action": "listening", "host": settings.gateway.host, "port": port, "pid": os.getpid()}
+    )
+    with sock:
+        asyncio.run(_supervise(options.settings, settings, sock))
+    return 0
+
+
+async def _supervise(settings_file: Path, settings: Settings, sock: socket.socket) -> None:
+    supervisor = Supervisor(
+        lambda worker: worker_command(settings_file, sock.fileno(), worker),
+        sock,
+        worker_environment(settings),
+        workers=settings.gateway.workers,
+        drain_deadline_s=settings.gateway.drain_deadline_s,
+    )
+    await supervisor.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""The catalogue of `config.metrics` as prometheus_client objects, and the text that a scrape gets.
+
+With several workers prometheus_client keeps its values in files of `PROMETHEUS_MULTIPROC_DIR`, which the
+supervisor sets, and any worker answers for all of them.
+"""
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from config import metrics as catalogue
+from config.metrics import Metric
+
+SNAPSHOT_TTL_S = 1.0
+"""A scraper that asks more often than this gets the shards' numbers of the last second again."""
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """The metrics of one gateway worker. Methods are called once a request."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = self._counter(catalogue.HTTP_REQUESTS)
+        self._seconds = self._histogram(catalogue.HTTP_SECONDS)
+        body_bytes = self._counter(catalogue.BODY_BYTES)
+        self._sent_bytes, self._inflated_bytes = body_bytes.labels("sent"), body_bytes.labels("inflated")
+        events = self._counter(catalogue.EVENTS)
+        self._accepted, self._duplicate = events.labels("accepted"), events.labels("duplicate")
+        self._rejected = events.labels("rejected")
+        self._rejections = self._counter(catalogue.REJECTIONS)
+        acks = self._counter(catalogue.ACKS)
+        self._acks = {ack: acks.labels(ack) for ack in ("logged", "spooled", "stored")}
+        self.inflight_bytes = self._gauge(catalogue.INFLIGHT_BYTES)
+        self.spool_bytes = self._gauge(catalogue.SPOOL_BYTES)
+        self.spool_batches = self._gauge(catalogue.SPOOL_BATCHES)
+        self._answers: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """`route` is a pattern of the route table, never a path."""
+        found = self._answers.get((route, status))
+        if found is None:
+            found = (self._requests.labels(route, str(status)), self._seconds.labels(route))
+            self._answers[route, status] = found
+        found[0].inc()
+        found[1].observe(seconds)
+
+    def body(self, sent_bytes: int, inflated_bytes: int) -> None:
+        self._sent_bytes.inc(sent_bytes)
+        self._inflated_bytes.inc(inflated_bytes)
+
+    def acknowledged(self, ack: str, *, accepted: int, duplicate: int) -> None:
+        self._acks[ack].inc()
+        self._accepted.inc(accepted)
+        if duplicate:
+            self._duplicate.inc(duplicate)
+
+    def rejected(self, counts: Mapping[str, int]) -> None:
+        """Refused events of one request, by code."""
+        for code, count in counts.items():
+            self._rejected.inc(count)
+            self._rejections.labels(code).inc(count)
+
+    def _counter(self, metric: Metric) -> Counter:
+        return Counter(metric.name, metric.help, metric.labels, registry=self.registry)
+
+    def _gauge(self, metric: Metric) -> Gauge:
+        return Gauge(metric.name, metric.help, metric.labels, registry=self.registry, multiprocess_mode="livesum")
+
+    def _histogram(self, metric: Metric) -> Histogram:
+        return Histogram(metric.name, metric.help, metric.labels, registry=self.registry, buckets=metric.buckets)
+
+
+class Exposition:
+    """What `GET /metrics` answers: this worker's (or all workers') metrics and those of the shards."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        snapshot: Callable[[], Awaitable[Mapping[str, Any]]],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._snapshot = snapshot
+        self._clock = clock
+        self._shards = _ShardCollector()
+        self._taken_at = float("-inf")
+        self._registry = metrics.registry
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            self._registry = CollectorRegistry()
+            MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
+        self._registry.register(self._shards)
+        ProcessCollector(registry=self._registry)
+
+    async def text(self) -> bytes:
+        now = self._clock()
+        if now - self._taken_at >= SNAPSHOT_TTL_S:
+            self._taken_at = now
+            self._shards.views = (await self._snapshot()).get("shards", ())
+        return generate_latest(self._registry)
+
+
+class _ShardCollector(Collector):
+    """Turns the batchers' snapshots into samples."""
+
+    def __init__(self) -> None:
+        self.views: Sequence[Mapping[str, Any]] = ()
+
+    def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+        for field, metric in catalogue.SHARD_GAUGES.items():
+            gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+            for view in self.views:
+                gauge.add_metric([str(view["shard"])], view.get(field, 0))
+            yield gauge
+        for name, metric in catalogue.SHARD_COUNTERS.items():
+            counter = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
+            for view in self.views:
+                counter.add_metric([str(view["shard"])], view.get("counters", {}).get(name, 0))
+            yield counter
