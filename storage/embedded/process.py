@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from storage.errors import Misconfigured
@@ -19,10 +19,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def spawn(command: Sequence[str], *, log_path: Path) -> "subprocess.Popen[bytes]":
+def spawn(
+    command: Sequence[str], *, log_path: Path, environment: Mapping[str, str] | None = None, user: int | None = None
+) -> "subprocess.Popen[bytes]":
     """Start a server in a session of its own, so that a Ctrl-C at the terminal does not reach it."""
     with log_path.open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=environment,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+        )
 
 
 def wait_ready(

@@ -1,0 +1,161 @@
+"""A local Ray head as a child of ours: `ray start --head --block`, on loopback, small, and ended whole.
+
+`--block` makes the child end when the GCS or the raylet dies. What is left of the node then (and at a
+stop) is the child's session, and only that is ended: `ray stop` would end every Ray process of the
+machine. A node does not survive its head: `start` always makes a fresh one, on the same ports.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from analytics_actors.process_identity import ProcessIdentity, end_session, identify
+from config.settings import MIB, Settings
+from storage.embedded.process import free_port, spawn, wait_ready
+
+OBJECT_STORE_BYTES = 200 * MIB
+"""Appends travel inline or are short-lived; the gateways bound what is in flight to a fraction of this."""
+DRIVER_PATIENCE_S = 10 * 365 * 86400
+"""A driver ends itself when the GCS is away for this long (Ray's default: 60 s). A gateway must not."""
+MAX_TEMP_DIR_CHARS = 24
+"""A Unix socket's path holds 107 bytes, of which Ray's session and socket names take 78."""
+
+_LOOPBACK = {
+    # Not a cluster of many machines: every listener of Ray binds 127.0.0.1 instead of all interfaces.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+_QUIET_NODE = {
+    "RAY_START_HOOK": "analytics_actors.ray_start_hook.trim",
+    # Actors share the machine with PostgreSQL and Valkey on equal terms; Ray's default is nice 15.
+    "RAY_worker_niceness": "0",
+    # Ray would kill a batcher to make room for another program's memory.
+    "RAY_memory_monitor_refresh_ms": "0",
+    # The actors are drained by us before the node is stopped.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    # An idle node shall be idle: no metrics of Ray's own, no statistics of its event loops, longer periods.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_metrics_report_interval_ms": "60000",
+    "RAY_event_stats": "0",
+    "RAY_event_stats_print_interval_ms": "0",
+    "RAY_debug_dump_period_milliseconds": "0",
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "RAY_gcs_pull_resource_loads_period_milliseconds": "5000",
+    "RAY_raylet_check_gc_period_milliseconds": "1000",
+    "RAY_report_worker_backlog_interval_ms": "10000",
+    "REPORTER_UPDATE_INTERVAL_MS": "15000",
+    "METRICS_RECORD_INTERVAL_S": "60",
+    "RAY_DASHBOARD_STATS_UPDATING_INTERVAL": "60",
+    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "60",
+    "DASHBOARD_METRIC_PORT": "0",
+    # Bounds of Ray's own logs, each.
+    "RAY_ROTATION_MAX_BYTES": str(8 * MIB),
+    "RAY_ROTATION_BACKUP_COUNT": "1",
+}
+
+
+class RayNode:
+    """Token and log lie in `directory`; Ray's session lies in a short temporary folder of this node only."""
+
+    def __init__(self, directory: Path, settings: Settings, *, port: int = 0) -> None:
+        self._directory = directory
+        self._token_path = directory.absolute() / "token"
+        self._has_dashboard = settings.actors.dashboard
+        self._dashboard_port = settings.actors.dashboard_port or free_port()
+        self._port = port or free_port()
+        self.temp_dir: Path | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self.identity: ProcessIdentity | None = None
+
+    @property
+    def address(self) -> str:
+        """What drivers pass to `ray.init`; the same after a restart."""
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def dashboard_url(self) -> str:
+        return f"http://127.0.0.1:{self._dashboard_port}" if self._has_dashboard else ""
+
+    @property
+    def log_path(self) -> Path:
+        return self._directory / "ray.log"
+
+    def env(self) -> dict[str, str]:
+        """The environment that a process needs to join this node as a driver, or to use `ray list`."""
+        return _LOOPBACK | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self._token_path),
+            "RAY_gcs_rpc_server_reconnect_timeout_s": str(DRIVER_PATIENCE_S),
+        }
+
+    def start(self, *, deadline_s: float = 90.0) -> None:
+        """Return when drivers may join. Raises `Misconfigured` with the log's end."""
+        self.stop()
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._write_token()
+        self.temp_dir = _short_temp_dir()
+        self.process = spawn(self._command(), log_path=self.log_path, environment=self._node_environment())
+        self.identity = identify(self.process.pid)
+        # `ray start` writes the address there as its last step.
+        complete = self._session_root() / "ray_current_cluster"
+        wait_ready(self.process, complete.exists, log_path=self.log_path, deadline_s=deadline_s)
+
+    def stop(self, *, deadline_s: float = 10.0) -> None:
+        """End every process of this node, and no other; Ray's logs of it stay in `directory`/last_session."""
+        if self.identity is not None:
+            end_session(self.identity, with_signal=signal.SIGTERM, deadline_s=deadline_s)
+            self.identity = None
+        if self.process is not None:
+            self.process.wait()
+        if self.temp_dir is not None:
+            remove_session(self.temp_dir, keep_logs_in=self._directory / "last_session")
+            self.temp_dir = None
+
+    def _session_root(self) -> Path:
+        # Ray opens its folder to everybody (0777): it gets one inside ours, which stays closed (0700).
+        assert self.temp_dir is not None
+        return self.temp_dir / "r"
+
+    def _command(self) -> list[str]:
+        ray = Path(sys.executable).with_name("ray")
+        command = [str(ray), "start", "--head", "--block", f"--port={self._port}"]
+        command += [f"--temp-dir={self._session_root()}", "--num-cpus=1", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        command += [f"--include-dashboard={str(self._has_dashboard).lower()}", "--dashboard-host=127.0.0.1"]
+        command += [f"--dashboard-port={self._dashboard_port}", "--dashboard-agent-listen-port=0"]
+        # No autoscaler, and nobody reads the workers' output through a driver: neither monitor is needed.
+        command += ["--no-monitor", "--include-log-monitor=false", "--disable-usage-stats"]
+        return [*command, "--log-style=record", "--log-color=false"]
+
+    def _node_environment(self) -> dict[str, str]:
+        environment = os.environ | self.env() | _QUIET_NODE
+        environment.pop("RAY_ADDRESS", None)
+        # The patience is for drivers: actors of a dead head end with it.
+        del environment["RAY_gcs_rpc_server_reconnect_timeout_s"]
+        return environment
+
+    def _write_token(self) -> None:
+        if self._token_path.exists():
+            return
+        descriptor = os.open(self._token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+
+
+def _short_temp_dir() -> Path:
+    wanted = tempfile.gettempdir()
+    parent = wanted if len(wanted) <= MAX_TEMP_DIR_CHARS - len("/aa-12345678/r") else "/tmp"  # noqa: S108
+    return Path(tempfile.mkdtemp(prefix="aa-", dir=parent))
+
+
+def remove_session(temp_dir: Path, *, keep_logs_in: Path) -> None:
+    """Remove what a node left under its temporary folder; its newest logs replace those kept before."""
+    shutil.rmtree(keep_logs_in, ignore_errors=True)
+    logs = temp_dir / "r" / "session_latest" / "logs"
+    if logs.is_dir():
+        shutil.copytree(logs, keep_logs_in, symlinks=True, ignore_dangling_symlinks=True)
+    shutil.rmtree(temp_dir, ignore_errors=True)
