@@ -136,7 +136,7 @@ def unpack_rows(packed: PackedRows) -> pa.RecordBatch:
 
 
 def encode_batches(batches: list[EventBatch]) -> bytes:
-    """The body of one append call: several batches, at most one a partition."""
+    """The body of one append call: several batches, of one partition in their order."""
     return _batch_encoder.encode(batches)
 
 

@@ -9,8 +9,9 @@ The law:
 - `append` is atomic for each partition: the record, its fingerprints and the new next offset are there
   together or not at all, and are on disk before it returns (NL-1).
 - Each partition of an `append` has an outcome of its own; one partition's refusal spoils no other.
-- If `append` raises `Unavailable`, the outcome is unknown. The caller resolves it with `state`: the
-  record is in the log if and only if `next_offset` has passed it and the epoch is still the caller's.
+- If `append` raises `Unavailable`, the outcome is unknown, and not even decided: a server that was stopped may
+  read the command after everything that is sent later. The caller settles it with `renew`: under the new epoch
+  the old append can no longer land, and the record is in the log if and only if `next_offset` has passed it.
 - Nothing else may be appended to that partition before.
 - The caller has at most one `append` in flight for a partition.
 - No call blocks longer than the configured deadline.
@@ -61,7 +62,21 @@ class PartitionLog(Protocol):
 
         With `at_least` None the state must exist, else `LogLost` is raised: only PostgreSQL knows then
         how far epochs and offsets had come. With it, missing state is created from it; the new epoch is
-        larger than `at_least.epoch`, and offsets go on at `at_least.next_offset` if that is higher.
+        larger than `at_least.epoch`, and offsets go on at `at_least.next_offset` if that is higher. State that
+        is behind it has lost its tail: `ids_since_ms` then becomes `at_least.ids_since_ms` as well.
+        """
+
+    async def renew(self, partition: int, *, epoch: int) -> LogState:
+        """Replace the writer's own epoch by a new one, which settles every append under the old one.
+
+        Raises `Fenced` if another writer has taken the partition over, `LogLost` if its state is gone or older
+        than `epoch`. After `Unavailable` it may be called again with the same epoch."""
+
+    async def renew(self, partition: int) -> LogState:
+        """A new epoch for the owner that holds the partition: whatever it sent before is shut out from now on.
+
+        Ownership is told by the owner's name, which `acquire` has left there. Raises `Fenced` when another
+        owner has acquired the partition since, `LogLost` when its state is gone. May be repeated.
         """
 
     async def append(self, appends: Sequence[Append]) -> list[AppendOutcome]:

@@ -1,0 +1,124 @@
+"""The Ray actors: thin shells around plain classes, so that everything else is tested without Ray.
+
+Batchers are async actors: calls of one gateway start in the order they were sent, and `append` queues
+before its first await. A `control` concurrency group of its own thread answers `observe` under load.
+Constructor arguments are all that a restart by Ray has, so they say everything; the loops start with the
+first call, since Ray runs the constructor outside of the event loop that serves the calls.
+"""
+
+import asyncio
+import logging
+import os
+import uuid
+from typing import Any
+
+import msgspec
+import ray
+from storage.postgres_store import PostgresStore
+from storage.redis_log import RedisLog
+
+from analytics_actors.batcher import Batcher
+from analytics_actors.messages import BatcherView, encode_replies
+from analytics_actors.ring import HashRing
+from config import logs
+from config.settings import Settings
+from storage.event_batch import decode_batches
+
+_log = logging.getLogger(__name__)
+
+
+def batcher_name(shard: int) -> str:
+    return f"batcher-{shard}"
+
+
+class BatcherActor:
+    """`Batcher` of one shard. Every method takes and returns plain values or bytes, never client objects."""
+
+    def __init__(self, shard: int, settings_json: bytes) -> None:
+        self._shard = shard
+        self._settings = Settings.from_json(settings_json)
+        logs.configure(batcher_name(shard))
+        self._batcher: Batcher | None = None
+        self._started: asyncio.Task[Batcher] | None = None
+
+    def __repr__(self) -> str:
+        return f"Batcher(shard={self._shard})"
+
+    async def append(self, raw: bytes) -> bytes:
+        """Append encoded batches (`storage.event_batch.encode_batches`); one encoded reply each."""
+        batcher = self._batcher or await self._start()
+        return encode_replies(await batcher.append(decode_batches(raw)))
+
+    async def wait_stored(self, partition: int, offset: int, deadline_s: float) -> bool:
+        batcher = self._batcher or await self._start()
+        return await batcher.wait_stored(partition, offset, deadline_s=deadline_s)
+
+    async def ready(self) -> bool:
+        """Start if need be; True when the partitions are open."""
+        batcher = self._batcher or await self._start()
+        failure = batcher.failure()
+        if failure is not None:
+            _log.error("a loop of the batcher has ended", exc_info=failure, extra={"action": "loop_failed"})
+            # Ray restarts the actor; everything is found again in the log.
+            os._exit(1)
+        return True
+
+    async def drain(self, deadline_s: float) -> bool:
+        batcher = self._batcher or await self._start()
+        return await batcher.drain(deadline_s=deadline_s)
+
+    @ray.method(concurrency_group="control")
+    async def observe(self) -> bytes:
+        """An encoded `BatcherView`; empty while the actor is starting."""
+        return msgspec.msgpack.encode(self._batcher.observe()) if self._batcher else b""
+
+    @ray.method(concurrency_group="control")
+    async def pending_of(self, project_id: str) -> list[tuple[int, int, int]]:
+        """(hour, events, rejected) of a project's records that are not in the event store yet."""
+        counts = self._batcher.pending_of(project_id) if self._batcher else []
+        return [(count.hour, count.accepted + count.duplicate, count.rejected) for count in counts]
+
+    @ray.method(concurrency_group="control")
+    async def knows(self, project_id: str, event_id: str) -> bool:
+        return self._batcher is not None and self._batcher.knows(project_id, event_id)
+
+    async def _start(self) -> Batcher:
+        if self._started is None:
+            self._started = asyncio.ensure_future(self._open())
+            self._started.add_done_callback(self._forget_failed_start)
+        return await asyncio.shield(self._started)
+
+    def _forget_failed_start(self, started: "asyncio.Task[Batcher]") -> None:
+        if not started.cancelled() and (failure := started.exception()) is not None:
+            _log.error("partitions could not be opened", exc_info=failure, extra={"action": "open_failed"})
+            self._started = None
+
+    async def _open(self) -> Batcher:
+        settings = self._settings
+        ring = HashRing(range(settings.actors.shards), partitions=settings.log.partitions)
+        partitions = ring.partitions_of(self._shard)
+        # Of this incarnation alone: it tells our epochs from those of another life of the same shard.
+        owner = f"{batcher_name(self._shard)}-{uuid.uuid4().hex[:12]}"
+        log = RedisLog(settings.log, owner=owner)
+        store = PostgresStore(settings.store, owner=owner)
+        batcher = Batcher(self._shard, partitions, log, store, settings)
+        await batcher.open()
+        self._batcher = batcher
+        _log.info("partitions are open", extra={"action": "opened", "partitions": len(partitions)})
+        return batcher
+
+
+def decode_view(raw: bytes) -> BatcherView | None:
+    return msgspec.msgpack.decode(raw, type=BatcherView) if raw else None
+
+
+BATCHER_OPTIONS: dict[str, Any] = {
+    "num_cpus": 0,
+    "max_restarts": -1,
+    "max_task_retries": 0,
+    "lifetime": "detached",
+    "concurrency_groups": {"control": 8},
+    # Appends of all gateways wait inside the actor, bounded there in bytes.
+    "max_concurrency": 1000,
+    "enable_task_events": False,
+}

@@ -1,0 +1,112 @@
+"""What the owner of a partition knows of it: epoch, offsets, dedupe window, queue, unstored records."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from enum import StrEnum
+
+from analytics_actors.dedupe import DedupeWindow
+from analytics_actors.messages import AppendReply
+from analytics_actors.pending import PendingRecords
+from storage.event_batch import EventBatch
+
+
+class PartitionState(StrEnum):
+    OPENING = "opening"
+    """Being taken over: appends wait."""
+    OPEN = "open"
+    RESOLVING = "resolving"
+    """An append's outcome is unknown: nothing may be appended before it is known."""
+    LOST = "lost"
+    """The log's state is gone: to be taken over again."""
+    FENCED = "fenced"
+    """Another owner has it: this one has nothing to say any more."""
+
+
+class Submission:
+    """A batch that waits to be appended, and the caller that waits for its outcome."""
+
+    __slots__ = ("batch", "reply")
+
+    def __init__(self, batch: EventBatch, reply: "asyncio.Future[AppendReply]") -> None:
+        self.batch = batch
+        self.reply = reply
+
+    def answer(self, reply: AppendReply) -> None:
+        if not self.reply.done():
+            self.reply.set_result(reply)
+
+
+class OwnedPartition:
+    """State only; the appender, the store sink and the takeover act on it, all in one event loop."""
+
+    def __init__(self, partition: int, *, window_s: float) -> None:
+        self.partition = partition
+        self.state = PartitionState.OPENING
+        self.epoch = 0
+        self.next_offset = 0
+        self.window = DedupeWindow(window_s)
+        # Bounded by the batcher in bytes (`MAX_WAITING_BYTES`), over all partitions.
+        self.waiting: deque[Submission] = deque()
+        self.pending = PendingRecords()
+        self.checkpoint = 0
+        self.store_epoch: int | None = None
+        """The epoch under which the event store's checkpoint is ours; None: to be claimed first."""
+        self.lost_below = 0
+        """Records below it that are not in memory are not in the log either: it was lost."""
+        self.trimmed_below = 0
+        self.writing = False
+        self._stored_waiters: list[tuple[int, asyncio.Future[None]]] = []
+
+    def take_waiting(self, *, max_bytes: int) -> list[Submission]:
+        """The oldest waiting batches up to a size, one at least."""
+        taken: list[Submission] = []
+        size = 0
+        while self.waiting and (not taken or size + self.waiting[0].batch.resident_bytes <= max_bytes):
+            submission = self.waiting.popleft()
+            size += submission.batch.resident_bytes
+            taken.append(submission)
+        return taken
+
+    def refuse_waiting(self, status: int) -> None:
+        while self.waiting:
+            self.waiting.popleft().answer(AppendReply(status))
+
+    def fence(self, status: int) -> None:
+        """Another owner has it (FN-1): give up everything that only an owner may do."""
+        self.state = PartitionState.FENCED
+        self.refuse_waiting(status)
+        self.pending.clear()
+        for _, waiter in self._stored_waiters:
+            waiter.cancel()
+        self._stored_waiters.clear()
+
+    def advance(self, next_offset: int) -> None:
+        """The event store has everything below `next_offset` (CK-1: never moves back)."""
+        self.checkpoint = max(self.checkpoint, next_offset)
+        self.pending.drop_below(self.checkpoint)
+        still_waiting = []
+        for offset, waiter in self._stored_waiters:
+            if offset >= self.checkpoint:
+                still_waiting.append((offset, waiter))
+            elif not waiter.done():
+                waiter.set_result(None)
+        self._stored_waiters = still_waiting
+
+    def stored(self, offset: int) -> "asyncio.Future[None]":
+        """Done when the record at `offset` is in the event store."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if offset < self.checkpoint:
+            waiter.set_result(None)
+        else:
+            self._stored_waiters.append((offset, waiter))
+        return waiter
+
+    @property
+    def somebody_waits(self) -> bool:
+        """Whether a caller asked for an answer only when its events are stored."""
+        return any(not waiter.done() for _, waiter in self._stored_waiters)
+
+    def missing_in_memory(self) -> Iterator[int]:
+        """Offsets of unstored records that only the log has."""
+        return (pending.offset for pending in self.pending if pending.record is None)

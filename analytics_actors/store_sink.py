@@ -1,0 +1,253 @@
+"""The log's first sink: takes unstored records into the event store, a transaction at a time.
+
+A write starts when `batch_size` events wait, when the oldest has waited `batch_interval_ms`, or when a
+caller asked to be told (`?ack=stored`). Up to `max_concurrent_writes` run at once, each over partitions of
+its own. A partition is claimed in the event store before its first write and after anything
+that left the outcome of one unknown: the claim says where the checkpoint really stands, so that
+nothing is stored twice and nothing skipped (CK-1, ND-1). While PostgreSQL is away the records stay in
+the log, and the sink tries again for ever.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from analytics_actors.counters import Counters
+from analytics_actors.messages import NOT_OWNER
+from analytics_actors.owned_partition import OwnedPartition, PartitionState
+from analytics_actors.pending import PendingRecord, lost_of
+from config.settings import StoreSettings
+from storage.errors import Fenced, Unavailable
+from storage.event_batch import LogRecord, decode_record
+from storage.event_store import EventStore, PartitionWrite
+from storage.partition_log import PartitionLog
+
+RETRY_PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+TRIM_INTERVAL_S = 1.0
+
+
+class Job(NamedTuple):
+    """The oldest unstored records of one partition, chosen for one write."""
+
+    owner: OwnedPartition
+    records: list[PendingRecord]
+
+
+class StoreSink:
+    """Runs until cancelled. `wake` after records were added."""
+
+    def __init__(
+        self,
+        partitions: Iterable[OwnedPartition],
+        log: PartitionLog,
+        store: EventStore,
+        counters: Counters,
+        settings: StoreSettings,
+        *,
+        clock_ms: Callable[[], int],
+        window_s: float,
+        on_lost: Callable[[OwnedPartition], None],
+    ) -> None:
+        self._partitions = list(partitions)
+        self._log = log
+        self._store = store
+        self._counters = counters
+        self._settings = settings
+        self._clock_ms = clock_ms
+        self._window_ms = int(window_s * 1000)
+        self._on_lost = on_lost
+        self._wake = asyncio.Event()
+        self._writes: set[asyncio.Task[None]] = set()
+        self._failures = 0
+        self._retry_at_ms = 0
+        self.draining = False
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        try:
+            while True:
+                while len(self._writes) < self._settings.max_concurrent_writes and (jobs := self._choose()):
+                    self._start(jobs)
+                await self._sleep_until_due()
+        finally:
+            for task in self._writes:
+                task.cancel()
+
+    async def run_trimming(self) -> None:
+        """Drop what every sink has from the log (TR-1), once a second at most."""
+        while True:
+            await asyncio.sleep(TRIM_INTERVAL_S)
+            for owner in self._partitions:
+                if owner.checkpoint > owner.trimmed_below and owner.state is PartitionState.OPEN:
+                    await self._trim(owner)
+
+    async def _trim(self, owner: OwnedPartition) -> None:
+        below = owner.checkpoint
+        try:
+            await self._log.trim(
+                owner.partition,
+                epoch=owner.epoch,
+                below_offset=below,
+                ids_before_ms=self._clock_ms() - self._window_ms,
+            )
+        except Unavailable as error:
+            self._counters.trouble("log", str(error))
+            return
+        owner.trimmed_below = below
+
+    async def _sleep_until_due(self) -> None:
+        pause_s = self._settings.batch_interval_ms / 1000
+        waiting = [owner.pending.oldest_ms or 0 for owner in self._ready()]
+        if waiting:
+            due_ms = max(min(waiting) + self._settings.batch_interval_ms, self._retry_at_ms)
+            pause_s = min(pause_s, max(0.001, (due_ms - self._clock_ms()) / 1000))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), pause_s)
+        self._wake.clear()
+
+    def _ready(self) -> list[OwnedPartition]:
+        writable = (PartitionState.OPEN, PartitionState.RESOLVING)
+        return [owner for owner in self._partitions if owner.pending and not owner.writing and owner.state in writable]
+
+    def _choose(self) -> list[Job]:
+        now_ms = self._clock_ms()
+        if now_ms < self._retry_at_ms:
+            return []
+        ready = self._ready()
+        if not self._is_due(ready, now_ms):
+            return []
+        ready.sort(key=lambda owner: owner.pending.oldest_ms or 0)
+        jobs: list[Job] = []
+        room = self._settings.max_write_events
+        for owner in ready:
+            if room <= 0:
+                break
+            records = owner.pending.head(max_events=room)
+            room -= max(1, sum(pending.events for pending in records))
+            jobs.append(Job(owner, records))
+        return jobs
+
+    def _is_due(self, ready: list[OwnedPartition], now_ms: int) -> bool:
+        if not ready:
+            return False
+        oldest_ms = min(owner.pending.oldest_ms or now_ms for owner in ready)
+        return (
+            sum(owner.pending.events for owner in ready) >= self._settings.batch_size
+            or now_ms - oldest_ms >= self._settings.batch_interval_ms
+            or self.draining
+            or any(owner.somebody_waits for owner in ready)
+        )
+
+    def _start(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            job.owner.writing = True
+        task = asyncio.create_task(self._write(jobs))
+        self._writes.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._writes.discard(task)
+        self.wake()
+
+    async def _write(self, jobs: list[Job]) -> None:
+        started = time.monotonic()
+        try:
+            await self._claim([job.owner for job in jobs])
+            writes = [write for job in jobs if (write := await self._next_write(job)) is not None]
+            if writes:
+                result = await self._store.write(writes)
+                self._counters.written(result, seconds=time.monotonic() - started)
+                for owner, write in _by_owner(jobs, writes):
+                    owner.advance(write.next_offset)
+        except Unavailable as error:
+            self._failed(jobs, str(error))
+        except Fenced:
+            # Ours was committed although it did not look so, or somebody else owns it: the claim tells.
+            for job in jobs:
+                job.owner.store_epoch = None
+        else:
+            self._failures = 0
+            self._counters.clear_trouble("postgres")
+        finally:
+            for job in jobs:
+                job.owner.writing = False
+
+    def _failed(self, jobs: list[Job], message: str) -> None:
+        for job in jobs:
+            job.owner.store_epoch = None
+        pause_s = RETRY_PAUSES_S[min(self._failures, len(RETRY_PAUSES_S) - 1)]
+        self._failures += 1
+        self._retry_at_ms = self._clock_ms() + int(pause_s * 1000)
+        self._counters.trouble("postgres", message)
+        self._counters.count("write_failures")
+
+    async def _claim(self, owners: list[OwnedPartition]) -> None:
+        for owner in owners:
+            if owner.store_epoch is not None:
+                continue
+            try:
+                checkpoint = await self._store.claim(owner.partition, epoch=owner.epoch)
+            except Fenced:
+                owner.fence(NOT_OWNER)
+                continue
+            owner.store_epoch = owner.epoch
+            owner.checkpoint = checkpoint.next_offset
+            owner.advance(checkpoint.next_offset)
+            if checkpoint.next_offset > owner.next_offset:
+                # The log is behind what is stored: it was set back (an old copy of Redis's disk).
+                owner.next_offset = checkpoint.next_offset
+                self._on_lost(owner)
+
+    async def _next_write(self, job: Job) -> PartitionWrite | None:
+        """The next contiguous piece of the partition: records, or a gap that the log has lost."""
+        owner = job.owner
+        todo = [pending for pending in job.records if pending.offset >= owner.checkpoint]
+        if owner.store_epoch is None or not todo:
+            return None
+        lost = [p for p in todo if p.record is None and p.offset < owner.lost_below]
+        if todo[0].offset > owner.checkpoint or (lost and lost[0] is todo[0]):
+            return self._gap(owner, todo)
+        records: list[tuple[int, LogRecord]] = []
+        for pending in todo:
+            record = pending.record or await self._read(owner, pending)
+            if record is None or pending.offset != owner.checkpoint + len(records):
+                break
+            records.append((pending.offset, record))
+        if not records:
+            return None
+        first = records[0][0]
+        return PartitionWrite(owner.partition, owner.store_epoch, first, first + len(records), records)
+
+    def _gap(self, owner: OwnedPartition, todo: list[PendingRecord]) -> PartitionWrite:
+        """Step over offsets that have no record any more; events known to be lost are named."""
+        lost: list[PendingRecord] = []
+        next_offset = todo[0].offset
+        for pending in todo:
+            if pending.offset != next_offset or pending.record is not None or pending.offset >= owner.lost_below:
+                break
+            lost.append(pending)
+            next_offset = pending.offset + 1
+        assert owner.store_epoch is not None
+        self._counters.count("events_lost", sum(pending.events for pending in lost))
+        return PartitionWrite(owner.partition, owner.store_epoch, owner.checkpoint, next_offset, (), lost=lost_of(lost))
+
+    async def _read(self, owner: OwnedPartition, pending: PendingRecord) -> LogRecord | None:
+        """A record that was let go, from the log; None when the log has lost it."""
+        if pending.offset < owner.lost_below:
+            return None
+        found = await self._log.read(owner.partition, pending.offset, max_records=1)
+        if not found or found[0][0] != pending.offset:
+            self._on_lost(owner)
+            return None
+        record = decode_record(found[0][1])
+        owner.pending.restore(pending, record)
+        return record
+
+
+def _by_owner(jobs: list[Job], writes: list[PartitionWrite]) -> Iterable[tuple[OwnedPartition, PartitionWrite]]:
+    owners = {job.owner.partition: job.owner for job in jobs}
+    return [(owners[write.partition], write) for write in writes]

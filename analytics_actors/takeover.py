@@ -1,0 +1,189 @@
+"""Opening partitions: a new epoch, the dedupe window rebuilt, the unstored records found again.
+
+Where the log's state is there, Redis alone is needed. Where it is gone (a new system, FLUSHALL, a lost
+disk), PostgreSQL says how far epochs and offsets had come, and offsets go on in a fresh block
+(`OFFSET_BLOCK`), so that none is used twice; the window then comes back from the event store.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from analytics_actors.counters import Counters
+from analytics_actors.owned_partition import OwnedPartition, PartitionState
+from analytics_actors.pending import PendingRecord
+from storage.errors import LogLost, Unavailable
+from storage.event_batch import LogRecord, decode_record, unpack_rows
+from storage.event_store import Checkpoint, EventStore
+from storage.fingerprint import batch_fingerprint, fingerprint, partition_of
+from storage.partition_log import IdsEntry, LogState, PartitionLog
+
+OFFSET_BLOCK = 1 << 32
+"""After a lost log, offsets go on at the next multiple: more records than any partition can have unstored."""
+
+READ_RECORDS = 64
+RETRY_PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+T = TypeVar("T")
+
+
+class Takeover:
+    """Opens partitions; retries for ever while a service that it needs is away."""
+
+    def __init__(
+        self,
+        log: PartitionLog,
+        store: EventStore,
+        counters: Counters,
+        *,
+        partitions: int,
+        window_s: float,
+        clock_ms: Callable[[], int],
+        keep: Callable[[int], bool],
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._counters = counters
+        self._window_ms = int(window_s * 1000)
+        self._partitions = partitions
+        self._clock_ms = clock_ms
+        self._keep = keep
+
+    async def open(self, owners: Sequence[OwnedPartition]) -> None:
+        """Bring every partition to `OPEN`. Raises `FormatError` if the log holds what this release cannot read."""
+        missing = [owner for owner in owners if not await self._acquire(owner, at_least=None)]
+        if missing:
+            await self._start_anew(missing)
+        now_ms = self._clock_ms()
+        rebuild_from_store = []
+        for owner in owners:
+            ids_since_ms = await self._load_window(owner)
+            await self._load_pending(owner)
+            if ids_since_ms > now_ms - self._window_ms:
+                rebuild_from_store.append(owner)
+        if rebuild_from_store:
+            await self._retry("postgres", lambda: self._load_window_from_store(rebuild_from_store, now_ms))
+        for owner in owners:
+            owner.state = PartitionState.OPEN
+
+    async def reopen(self, owner: OwnedPartition) -> None:
+        """Take a partition over again after its log's state was lost.
+
+        What is still in memory is kept and will be stored; what is not is lost, and named by the ledger.
+        """
+        kept_everything = not any(True for _ in owner.missing_in_memory())
+        floor = LogState(owner.epoch, *_next_block(owner.next_offset), self._clock_ms())
+        if not kept_everything:
+            floor = await self._floor_from_store(owner)
+        owner.lost_below = floor.next_offset
+        await self._acquire(owner, at_least=floor)
+        self._counters.count("log_losses")
+        if not kept_everything:
+            # Ids of lost records must not make their events' retries duplicates.
+            owner.window.clear()
+            await self._retry("postgres", lambda: self._load_window_from_store([owner], self._clock_ms()))
+        owner.state = PartitionState.OPEN
+
+    async def _acquire(self, owner: OwnedPartition, *, at_least: LogState | None) -> bool:
+        try:
+            state = await self._retry("log", lambda: self._log.acquire(owner.partition, at_least=at_least))
+        except LogLost:
+            return False
+        owner.epoch, owner.next_offset = state.epoch, state.next_offset
+        owner.trimmed_below = state.first_offset
+        owner.store_epoch = None
+        return True
+
+    async def _start_anew(self, owners: Sequence[OwnedPartition]) -> None:
+        """The log knows nothing of these partitions: they are new, or their log was lost."""
+        checkpoints = await self._retry(
+            "postgres", lambda: self._store.checkpoints([owner.partition for owner in owners])
+        )
+        for owner, checkpoint in zip(owners, checkpoints, strict=True):
+            floor = self._floor(checkpoint)
+            owner.lost_below = floor.next_offset
+            await self._acquire(owner, at_least=floor)
+            # PostgreSQL must know that the partition is in use before anything is acknowledged in it.
+            claim = await self._retry("postgres", partial(self._store.claim, owner.partition, epoch=owner.epoch))
+            owner.store_epoch = owner.epoch
+            owner.advance(claim.next_offset)
+
+    def _floor(self, checkpoint: Checkpoint) -> LogState:
+        if checkpoint.epoch == 0:
+            return LogState(0, 0, 0, ids_since_ms=0)
+        return LogState(checkpoint.epoch, *_next_block(checkpoint.next_offset), self._clock_ms())
+
+    async def _floor_from_store(self, owner: OwnedPartition) -> LogState:
+        [checkpoint] = await self._retry("postgres", lambda: self._store.checkpoints([owner.partition]))
+        base = max(owner.next_offset, checkpoint.next_offset)
+        return LogState(max(owner.epoch, checkpoint.epoch), *_next_block(base), self._clock_ms())
+
+    async def _load_window(self, owner: OwnedPartition) -> int:
+        """Rebuild the window from the log's ids; returns the time since which they are complete."""
+        [state] = await self._retry("log", lambda: self._log.state([owner.partition]))
+        if state is None:
+            raise LogLost(f"partition {owner.partition} lost its state while it was being opened")
+        since_ms = self._clock_ms() - self._window_ms
+        entries: list[IdsEntry] = [
+            entry async for entry in self._log.read_ids(owner.partition) if entry.appended_ms >= since_ms
+        ]
+        owner.window.load(entries, now_ms=self._clock_ms())
+        return state.ids_since_ms
+
+    async def _load_pending(self, owner: OwnedPartition) -> None:
+        offset = owner.trimmed_below
+        while offset < owner.next_offset:
+            chunk = await self._retry("log", partial(self._log.read, owner.partition, offset, max_records=READ_RECORDS))
+            if not chunk:
+                return
+            for found, raw in chunk:
+                owner.pending.add(PendingRecord(found, decode_record(raw), len(raw)), keep=self._keep(len(raw)))
+            offset = chunk[-1][0] + 1
+
+    async def _load_window_from_store(self, owners: Sequence[OwnedPartition], now_ms: int) -> None:
+        """Add the ids of stored events, and of unstored ones that are in memory."""
+        by_partition = {owner.partition: owner for owner in owners}
+        since_ms = now_ms - self._window_ms
+        async for chunk in self._store.recent_ids(list(by_partition), since_ms=since_ms):
+            grouped: dict[int, list[int]] = {}
+            for stored in chunk:
+                partition = partition_of(stored.project_id, self._partitions)
+                grouped.setdefault(partition, []).append(fingerprint(stored.project_id, stored.event_id))
+            for partition, fingerprints in grouped.items():
+                by_partition[partition].window.add(np.array(fingerprints, dtype=np.uint64), now_ms=now_ms)
+        for owner in owners:
+            for pending in owner.pending:
+                if pending.record is not None:
+                    owner.window.add(_ids_of(pending.record), now_ms=now_ms)
+
+    async def _retry(self, service: str, call: Callable[[], Awaitable[T]]) -> T:
+        attempt = 0
+        while True:
+            try:
+                result = await call()
+            except Unavailable as error:
+                self._counters.trouble(service, str(error))
+                await asyncio.sleep(RETRY_PAUSES_S[min(attempt, len(RETRY_PAUSES_S) - 1)])
+                attempt += 1
+            else:
+                self._counters.clear_trouble(service)
+                return result
+
+
+def _next_block(offset: int) -> tuple[int, int]:
+    base = (offset // OFFSET_BLOCK + 1) * OFFSET_BLOCK
+    return base, base
+
+
+def _ids_of(record: LogRecord) -> np.ndarray:
+    ids: list[int] = []
+    for batch in record.batches:
+        ids.append(batch_fingerprint(batch.batch_id))
+        if batch.rows.block:
+            rows = unpack_rows(batch.rows)
+            projects, events = rows.column("project_id").to_pylist(), rows.column("event_id").to_pylist()
+            ids += [fingerprint(project, event) for project, event in zip(projects, events, strict=True)]
+    return np.array(ids, dtype=np.uint64)

@@ -1,0 +1,265 @@
+"""From checked rows to safety: coalesced, appended to the log, or spooled while it cannot be reached.
+
+Rows for one shard wait in its `Lane` and travel together: while appends are under way, what arrives
+makes the next one larger, so load raises the size of calls, not their number. A lane that fails to append in
+time writes the very same batches, ids and all, to the spool, and from then on everything of it goes through
+the spool, in order (OR-1), until the drainer has sent all of it on. The batch id makes it harmless that an
+append which looked failed may have succeeded.
+"""
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from analytics_actors.messages import APPENDED, FULL, AppendReply
+from analytics_actors.ring import HashRing
+from config.settings import Settings
+from gateway.columns import Part, build_batch
+from gateway.ray_link import LinkError
+from gateway.rows import Overloaded, Receipt, Row
+from gateway.spooler import Spooler
+from storage.errors import SpoolFull
+from storage.event_batch import EventBatch, encode_batches
+from storage.fingerprint import partition_of
+
+MAX_FLIGHTS = 2
+"""Appends under way a lane: one is on the way back while the next is being built; more only makes them smaller."""
+
+MAX_FLIGHT_EVENTS = 20_000
+"""Rows in one append call: a few MB, tens of milliseconds of an actor's time."""
+
+ROW_OVERHEAD_BYTES = 300
+"""What a row costs beside its JSON: its other columns and the Python objects around them, roughly."""
+
+OVERLOAD_RETRY_S = 1
+
+
+class Link(Protocol):
+    async def append(self, shard: int, raw: bytes, *, deadline_s: float) -> list[AppendReply]: ...
+
+    async def wait_stored(self, shard: int, partition: int, offset: int, *, deadline_s: float) -> bool: ...
+
+
+class Waiting(NamedTuple):
+    """One request's rows on their way, and the request that waits."""
+
+    part: Part
+    partition: int
+    size: int
+    receipt: "asyncio.Future[Receipt]"
+
+
+def row_bytes(rows: Sequence[Row]) -> int:
+    """What rows count against the bounds of bytes in flight."""
+    return sum(len(row.properties) + len(row.context or b"") for row in rows) + ROW_OVERHEAD_BYTES * len(rows)
+
+
+def new_batch_id() -> bytes:
+    """16 bytes, UUIDv7: the time first, so that ids are met in order."""
+    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10)
+
+
+class Lane:
+    """Everything of this gateway that goes to one shard."""
+
+    def __init__(self, shard: int, link: Link, spooler: Spooler, *, deadline_s: float, max_bytes: int) -> None:
+        self.shard = shard
+        self._link = link
+        self._spooler = spooler
+        self._deadline_s = deadline_s
+        self._max_bytes = max_bytes
+        self._waiting: list[Waiting] = []
+        self._flights: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+        self.bytes = 0
+        self._answered_bytes_per_s = 0.0
+
+    def put(self, waiting: Waiting) -> None:
+        """Raises `Overloaded` at the bound (BP-1)."""
+        if self.bytes + waiting.size > self._max_bytes and self.bytes:
+            raise Overloaded(f"shard {self.shard} has {self.bytes} bytes on their way", self._retry_after_s())
+        self.bytes += waiting.size
+        self._waiting.append(waiting)
+        self._schedule()
+
+    def _retry_after_s(self) -> int:
+        """When what is on its way will have been taken, at the rate of the last flights."""
+        if self._answered_bytes_per_s <= 0:
+            return OVERLOAD_RETRY_S
+        return min(60, max(OVERLOAD_RETRY_S, math.ceil(self.bytes / self._answered_bytes_per_s)))
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._waiting and len(self._flights) < MAX_FLIGHTS:
+            self._scheduled = True
+            # Not at once: requests that the loop has read together travel together.
+            asyncio.get_running_loop().call_soon(self._take_off)
+
+    def _take_off(self) -> None:
+        self._scheduled = False
+        aboard = self._board()
+        if not aboard:
+            return
+        flight = asyncio.get_running_loop().create_task(self._fly(aboard))
+        self._flights.add(flight)
+        flight.add_done_callback(self._landed)
+        self._schedule()
+
+    def _landed(self, flight: "asyncio.Task[None]") -> None:
+        self._flights.discard(flight)
+        self._schedule()
+
+    def _board(self) -> list[Waiting]:
+        events = 0
+        for count, waiting in enumerate(self._waiting):
+            events += len(waiting.part.rows)
+            if events > MAX_FLIGHT_EVENTS and count:
+                aboard, self._waiting = self._waiting[:count], self._waiting[count:]
+                return aboard
+        aboard, self._waiting = self._waiting, []
+        return aboard
+
+    async def _fly(self, aboard: list[Waiting]) -> None:
+        started = time.monotonic()
+        groups: dict[int, list[Waiting]] = {}
+        for waiting in aboard:
+            groups.setdefault(waiting.partition, []).append(waiting)
+        try:
+            batches = [
+                build_batch(partition, [waiting.part for waiting in group], batch_id=new_batch_id())
+                for partition, group in groups.items()
+            ]
+            await self._deliver(list(groups.values()), batches)
+        except Exception as error:
+            for waiting in aboard:
+                if not waiting.receipt.done():
+                    waiting.receipt.set_exception(error)
+        finally:
+            size = sum(waiting.size for waiting in aboard)
+            self.bytes -= size
+            rate = size / max(1e-6, time.monotonic() - started)
+            self._answered_bytes_per_s = 0.8 * self._answered_bytes_per_s + 0.2 * rate
+
+    async def _deliver(self, groups: list[list[Waiting]], batches: list[EventBatch]) -> None:
+        if self._spooler.must_spool(self.shard):
+            await self._spool(groups, batches)
+            return
+        try:
+            replies = await self._link.append(self.shard, encode_batches(batches), deadline_s=self._deadline_s)
+        except LinkError as error:
+            self._spooler.trip(self.shard, str(error))
+            await self._spool(groups, batches)
+            return
+        unsafe = []
+        for group, batch, reply in zip(groups, batches, replies, strict=True):
+            if reply.status == APPENDED:
+                _accept(group, batch.partition, reply)
+            elif reply.status == FULL:
+                _refuse(group, Overloaded("the log is at its bound", self._retry_after_s()))
+            else:
+                unsafe.append((group, batch))
+        if unsafe:
+            self._spooler.trip(self.shard, "the log does not take appends")
+            await self._spool([group for group, _ in unsafe], [batch for _, batch in unsafe])
+
+    async def _spool(self, groups: list[list[Waiting]], batches: list[EventBatch]) -> None:
+        try:
+            await self._spooler.put(self.shard, batches)
+        except SpoolFull as error:
+            for group in groups:
+                _refuse(group, Overloaded(str(error), 5))
+            return
+        for group, batch in zip(groups, batches, strict=True):
+            for waiting in group:
+                _answer(waiting, Receipt("spooled", (), batch.partition, None))
+
+    async def drain(self) -> None:
+        """Return when nothing is under way."""
+        while self._waiting or self._flights:
+            await asyncio.gather(*self._flights, return_exceptions=True)
+            # One turn of the loop, in which a landed flight lets the next one take off.
+            await asyncio.sleep(0)
+
+
+class GatewayIngest:
+    """`gateway.rows.Ingest` over the log. One per worker."""
+
+    def __init__(
+        self, settings: Settings, link: Link, spooler: Spooler, *, on_inflight: Callable[[int], None] = lambda _: None
+    ) -> None:
+        gateway = settings.gateway
+        self._link = link
+        self._max_bytes = gateway.max_inflight_bytes
+        self._partitions = settings.log.partitions
+        self._ring = HashRing(range(settings.actors.shards), partitions=self._partitions)
+        self._lanes = [
+            Lane(
+                shard,
+                link,
+                spooler,
+                deadline_s=gateway.append_deadline_s,
+                max_bytes=gateway.max_shard_inflight_bytes,
+            )
+            for shard in range(settings.actors.shards)
+        ]
+        self._on_inflight = on_inflight
+
+    @property
+    def inflight_bytes(self) -> int:
+        return sum(lane.bytes for lane in self._lanes)
+
+    async def submit(self, project_id: str, rows: list[Row], *, rejected: int, received_at: datetime) -> Receipt:
+        size = row_bytes(rows)
+        inflight = self.inflight_bytes
+        if inflight + size > self._max_bytes and inflight:
+            raise Overloaded(f"this gateway has {inflight} bytes on their way", OVERLOAD_RETRY_S)
+        partition = partition_of(project_id, self._partitions)
+        receipt: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        part = Part(project_id, received_at, rows, rejected)
+        self._lanes[self._ring.shard_of[partition]].put(Waiting(part, partition, size, receipt))
+        self._on_inflight(inflight + size)
+        return await receipt
+
+    async def wait_stored(self, receipt: Receipt, *, deadline_s: float) -> bool:
+        if receipt.offset is None:
+            return False
+        shard = self._ring.shard_of[receipt.partition]
+        try:
+            return await self._link.wait_stored(shard, receipt.partition, receipt.offset, deadline_s=deadline_s)
+        except LinkError:
+            return False
+
+    async def drain(self) -> None:
+        """Return when every request that was taken has its answer."""
+        for lane in self._lanes:
+            await lane.drain()
+
+
+def _answer(waiting: Waiting, receipt: Receipt) -> None:
+    if not waiting.receipt.done():
+        waiting.receipt.set_result(receipt)
+
+
+def _refuse(group: list[Waiting], error: Overloaded) -> None:
+    for waiting in group:
+        if not waiting.receipt.done():
+            waiting.receipt.set_exception(error)
+
+
+def _accept(group: list[Waiting], partition: int, reply: AppendReply) -> None:
+    """Tell each request which of its rows were duplicates."""
+    duplicates: list[int] = []
+    if reply.duplicates:
+        bits = np.unpackbits(np.frombuffer(reply.duplicates, np.uint8), bitorder="little")
+        duplicates = np.flatnonzero(bits).tolist()
+    start = 0
+    for waiting in group:
+        end = start + len(waiting.part.rows)
+        mine = [row - start for row in duplicates if start <= row < end] if duplicates else ()
+        _answer(waiting, Receipt("logged", mine, partition, reply.offset))
+        start = end

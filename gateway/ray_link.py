@@ -1,0 +1,110 @@
+"""The gateway's way to the actors: joined in the background, found by name, every call with a deadline.
+
+The HTTP port is open before Ray is joined, and stays open when Ray goes away: until a call gets through the
+caller keeps its batches in the spool. Errors of Ray do not leave this module: they become `LinkError`.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from typing import Any
+
+from analytics_actors.actors import batcher_name
+from analytics_actors.messages import AppendReply, decode_replies
+from config.settings import Settings
+
+JOIN_RETRY_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class LinkError(Exception):
+    """The actor could not be reached, did not answer in time or failed: the call's outcome is unknown."""
+
+
+class RayLink:
+    """One per worker process. `start` once; the other methods are called from the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._joined = threading.Event()
+        self._stopped = threading.Event()
+        self._actors: dict[str, Any] = {}
+
+    @property
+    def joined(self) -> bool:
+        return self._joined.is_set()
+
+    def start(self) -> None:
+        threading.Thread(target=self._join, name="ray-join", daemon=True).start()
+
+    def stop(self) -> None:
+        """Leave the cluster; at most once, at the very end."""
+        self._stopped.set()
+        if self._joined.is_set():
+            import ray
+
+            ray.shutdown()
+
+    def _join(self) -> None:
+        # Importing Ray takes a second of CPU: the port is already open then.
+        from analytics_actors.cluster import join
+
+        while not self._stopped.is_set():
+            try:
+                join(self._settings)
+            except Exception as error:
+                _log.warning("ray cannot be joined yet", extra={"action": "ray_join_failed", "error": str(error)})
+                self._stopped.wait(JOIN_RETRY_S)
+            else:
+                _log.info("ray is joined", extra={"action": "ray_joined"})
+                self._joined.set()
+                return
+
+    async def append(self, shard: int, raw: bytes, *, deadline_s: float) -> list[AppendReply]:
+        """Append encoded batches; a reply each. Raises `LinkError`."""
+        reply: bytes = await self._call(batcher_name(shard), "append", raw, deadline_s=deadline_s)
+        return decode_replies(reply)
+
+    async def wait_stored(self, shard: int, partition: int, offset: int, *, deadline_s: float) -> bool:
+        """Whether the record was in the event store in time."""
+        name = batcher_name(shard)
+        stored: bool = await self._call(name, "wait_stored", partition, offset, deadline_s, deadline_s=deadline_s + 1.0)
+        return stored
+
+    async def ask(self, actor: str, method: str, *arguments: Any, deadline_s: float) -> Any:
+        """Any other question to an actor."""
+        return await self._call(actor, method, *arguments, deadline_s=deadline_s)
+
+    async def _call(self, name: str, method: str, *arguments: Any, deadline_s: float) -> Any:
+        if not self._joined.is_set():
+            raise LinkError("ray is not joined yet")
+        from ray.exceptions import RayError
+
+        until = time.monotonic() + deadline_s
+        try:
+            actor = self._actors.get(name) or await self._find(name, deadline_s=deadline_s)
+            reference = getattr(actor, method).remote(*arguments)
+            # The future of the reference, not the reference: awaiting references leaks (ray#45895).
+            answer = asyncio.wrap_future(reference.future())
+            done, _ = await asyncio.wait([answer], timeout=max(0.0, until - time.monotonic()))
+            if not done:
+                answer.cancel()
+                raise LinkError(f"{name}.{method} did not answer within {deadline_s} s")
+            return answer.result()
+        except RayError as error:
+            self._actors.pop(name, None)
+            raise LinkError(f"{name}.{method}: {type(error).__name__}: {error}") from error
+
+    async def _find(self, name: str, *, deadline_s: float) -> Any:
+        import ray
+
+        loop = asyncio.get_running_loop()
+        looking_up = loop.run_in_executor(None, lambda: ray.get_actor(name, self._settings.actors.namespace))
+        try:
+            actor = await asyncio.wait_for(asyncio.shield(looking_up), deadline_s)
+        except (ValueError, TimeoutError) as error:
+            raise LinkError(f"no actor {name}: {error}") from error
+        self._actors[name] = actor
+        return actor

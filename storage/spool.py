@@ -1,0 +1,141 @@
+"""The gateway's spool: batches that could not be appended in time, on disk until they can.
+
+SQLite in WAL mode with `synchronous=FULL`: a batch is on disk when `put` returns (NL-1). One file a gateway
+worker, so that no two writers meet. Format, version 1 (`PRAGMA user_version`): table `spool(id INTEGER
+PRIMARY KEY, partition, bytes, batch)` with `batch` as in `storage.event_batch.EventBatch`, in order of `id`.
+
+Not thread safe: all calls come from one thread at a time.
+"""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from storage.errors import FormatError, SpoolFull
+from storage.event_batch import EventBatch, decode_batch, encode_batch
+from storage.fingerprint import fingerprint
+
+SPOOL_VERSION = 1
+
+
+class SpooledBatch(NamedTuple):
+    id: int
+    batch: EventBatch
+
+
+class SpooledHour(NamedTuple):
+    """Key of `Spool.counts`: whose events, received in which hour since the Unix epoch."""
+
+    project_id: str
+    hour: int
+
+
+class Spool:
+    """A bounded queue on disk. `depth`, `bytes` and the counts are known without asking the disk."""
+
+    def __init__(self, path: Path, *, max_bytes: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path = path
+        self._max_bytes = max_bytes
+        self.depth: Counter[int] = Counter()
+        """Waiting batches by partition."""
+        self.bytes = 0
+        self.events: Counter[SpooledHour] = Counter()
+        self.rejected: Counter[SpooledHour] = Counter()
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._open()
+
+    def _open(self) -> None:
+        [version] = self._db.execute("PRAGMA user_version").fetchone()
+        if version not in (0, SPOOL_VERSION):
+            raise FormatError(f"{self.path} has version {version}; this release reads {SPOOL_VERSION}: upgrade it")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS spool"
+            " (id INTEGER PRIMARY KEY AUTOINCREMENT, partition INTEGER NOT NULL, bytes INTEGER NOT NULL,"
+            " batch BLOB NOT NULL)"
+        )
+        self._db.execute(f"PRAGMA user_version={SPOOL_VERSION}")
+        for size, raw in self._db.execute("SELECT bytes, batch FROM spool"):
+            self._count(size, decode_batch(raw), sign=1)
+
+    def put(self, batches: Sequence[EventBatch]) -> None:
+        """All of them on disk, or `SpoolFull` and none."""
+        encoded = [encode_batch(batch) for batch in batches]
+        if self.bytes + sum(map(len, encoded)) > self._max_bytes:
+            raise SpoolFull(f"the spool holds {self.bytes} of {self._max_bytes} bytes")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(
+                "INSERT INTO spool (partition, bytes, batch) VALUES (?, ?, ?)",
+                [(batch.partition, len(raw), raw) for batch, raw in zip(batches, encoded, strict=True)],
+            )
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise SpoolFull(f"the spool's disk does not take more: {error}") from error
+        for batch, raw in zip(batches, encoded, strict=True):
+            self._count(len(raw), batch, sign=1)
+
+    def oldest(self, partitions: Sequence[int], *, max_bytes: int) -> list[SpooledBatch]:
+        """The oldest batches of the partitions up to a size, one at least; [] when there is none."""
+        chosen: list[SpooledBatch] = []
+        size = 0
+        rows = self._db.execute(
+            f"SELECT id, bytes, batch FROM spool WHERE partition IN ({','.join(map(str, map(int, partitions)))})"
+            " ORDER BY id"
+        )
+        for row_id, row_bytes, raw in rows:
+            if chosen and size + row_bytes > max_bytes:
+                break
+            chosen.append(SpooledBatch(row_id, decode_batch(raw)))
+            size += row_bytes
+        rows.close()
+        return chosen
+
+    def holds(self, project_id: str, event_id: str) -> bool:
+        """Whether an event is in the spool, by its fingerprint."""
+        wanted = fingerprint(project_id, event_id)
+        for (raw,) in self._db.execute("SELECT batch FROM spool"):
+            if wanted in np.frombuffer(decode_batch(raw).fingerprints, dtype="<u8"):
+                return True
+        return False
+
+    def remove(self, done: Sequence[SpooledBatch]) -> None:
+        """Forget batches that are in the log now."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("DELETE FROM spool WHERE id = ?", [(spooled.id,) for spooled in done])
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise SpoolFull(f"the spool's disk does not take a deletion: {error}") from error
+        for spooled in done:
+            self._count(len(encode_batch(spooled.batch)), spooled.batch, sign=-1)
+        if not self.bytes:
+            # Space goes back to the disk once nothing waits any more.
+            self._db.execute("PRAGMA incremental_vacuum").fetchall()
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def _count(self, size: int, batch: EventBatch, *, sign: int) -> None:
+        self.depth[batch.partition] += sign
+        self.bytes += sign * size
+        for segment in batch.segments:
+            key = SpooledHour(segment.project_id, segment.hour)
+            for counter, amount in ((self.events, segment.events), (self.rejected, segment.rejected)):
+                counter[key] += sign * amount
+                if not counter[key]:
+                    del counter[key]
