@@ -59,6 +59,7 @@ _REQUEST_ERRORS = {
     "unsupported_encoding": ErrorKind(
         415, "This content encoding is not taken.", "Use one of gzip, zstd, br, deflate or none, and only once."
     ),
+    "invalid_http": ErrorKind(400, "This is not a valid HTTP/1.1 request."),
     "header_too_large": ErrorKind(431, "The request's headers are larger than the limit.", "Send less in headers."),
     "overloaded": ErrorKind(
         503, "There is no room for this request now.", "Send it again after Retry-After.", 1, logging.WARNING
