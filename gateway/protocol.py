@@ -12,11 +12,12 @@ from asyncio import AbstractEventLoop, BaseTransport, Transport
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from config.settings import GatewaySettings
-from gateway.errors import raw_refusal
+from gateway.answers import new_request_id
+from gateway.errors import ApiError
 
 KEEP_ALIVE_S = 75.0
 """Longer than the 60 s of the usual load balancers, so that they, and not we, close an idle connection."""
@@ -52,13 +53,15 @@ class Connection(HttpToolsProtocol):
         self._header_bytes = 0
         """Bytes of the current headers in chunks after the one that they began in."""
         self._chunk_bytes = 0
+        self._first_chunk_bytes = 0
+        """The chunk that the current headers began in; what came before them in it counts too."""
         self._refusal = "invalid_http"
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast(Transport, transport))
         self._deadline = self.loop.time() + self._limits.header_deadline_s
         if len(self.connections) > self._limits.max_connections:
-            self._refuse("too_many_connections")
+            self._refuse("overloaded")
 
     def data_received(self, data: bytes) -> None:
         self._chunk_bytes = len(data)
@@ -76,6 +79,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._in_headers = True
         self._header_bytes = 0
+        self._first_chunk_bytes = self._chunk_bytes
         self._deadline = math.inf
 
     def on_headers_complete(self) -> None:
@@ -89,7 +93,7 @@ class Connection(HttpToolsProtocol):
 
     def _headers_too_large(self) -> bool:
         limit = self._limits.max_header_bytes
-        if self._header_bytes + self._chunk_bytes <= limit:
+        if self._first_chunk_bytes + self._header_bytes <= limit:
             return False
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > limit
 
@@ -118,7 +122,7 @@ class Connection(HttpToolsProtocol):
             if self.flow.read_paused:
                 self._deadline = now + self._limits.body_deadline_s
             elif self._in_headers or self._in_body:
-                self._refuse("request_timeout")
+                self._refuse("timeout")
             else:
                 self.transport.close()
 
@@ -137,17 +141,32 @@ class Connection(HttpToolsProtocol):
         self._refuse(self._refusal)
 
     def _refuse(self, code: str) -> None:
-        """Answer for a request that never reaches the app, and close."""
+        """Answer for a request that the app does not answer, and close.
+
+        An answer that is still owed to an earlier request of the connection goes first: the bad request then
+        gets none, and the connection ends after the earlier one.
+        """
         cycle = self.cycle
-        earlier_unanswered = cycle is not None and not cycle.response_complete and not self._in_body
-        if earlier_unanswered:
+        if self._in_body:
+            if not cycle.response_started and not self.pipeline:
+                self.transport.write(_refusal(code))
+            cycle.disconnected = True
+            cycle.message_event.set()
+        elif cycle is not None and not cycle.response_complete:
             cycle.keep_alive = False
             self.flow.pause_reading()
             return
-        if cycle is None or cycle.response_complete or not (cycle.response_started or self.pipeline):
-            if not (self._in_body and cycle.response_complete):
-                self.transport.write(raw_refusal(code))
-        if self._in_body:
-            cycle.disconnected = True
-            cycle.message_event.set()
+        else:
+            self.transport.write(_refusal(code))
         self.transport.close()
+
+
+def _refusal(code: str) -> bytes:
+    """A whole answer of the error table."""
+    error = ApiError(code)
+    request_id = new_request_id()
+    body = error.body(request_id.decode("ascii"))
+    fields = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    fields |= {"x-request-id": request_id.decode("ascii")} | error.headers()
+    head = "".join(f"{name.lower()}: {value}\r\n" for name, value in fields.items())
+    return STATUS_LINE[error.status] + head.encode("ascii") + b"\r\n" + body

@@ -1,0 +1,161 @@
+"""A route as a value: what it takes, what it answers, who may call it. Routing and OpenAPI are made of it.
+
+Handlers get a `Call` in which key, project, query and body were checked already.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.routing import Route
+
+from gateway.answers import HEADERS, KEY, Answer
+from gateway.body import BodyBudget, BodyReader
+from gateway.credentials import KEY_PARAMETERS, find_key, parse_query
+from gateway.errors import ApiError
+from gateway.query_gate import QueryGate
+from gateway.services import KeyInfo, Services
+
+Access = Literal["open", "write", "read", "admin", "system"]
+"""Who may call: everybody; write, import and admin keys; read and admin keys; admin keys; the admin key that is
+bound to no project. A key that is bound to a project reaches this project alone."""
+
+MAX_ADMIN_BODY_BYTES = 64 * 1024
+
+
+class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A route without query parameters."""
+
+
+class ProjectQuery(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """`projectId` is needed with the system's admin key; any other key is bound to its project."""
+
+    project_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to a read or admin route, checked."""
+
+    services: Services
+    request: Request
+    key: KeyInfo | None
+    query: Any
+    body: Any
+
+    @property
+    def caller(self) -> KeyInfo:
+        """The key of a route that asks for one."""
+        assert self.key is not None
+        return self.key
+
+    def project(self, named: str | None) -> str:
+        """The project that the call is about: the key's, or the one that the system's admin key names."""
+        project_id = self.optional_project(named)
+        if project_id is None:
+            raise ApiError("invalid_parameter", "With the system's admin key name a projectId.", pointer="/projectId")
+        return project_id
+
+    def optional_project(self, named: str | None) -> str | None:
+        """As `project`; None, meaning all projects, when the system's admin key names none."""
+        own = self.caller.project_id
+        if own is not None and named is not None and named != own:
+            raise ApiError("project_mismatch", "The key belongs to another project.", pointer="/projectId")
+        return named if own is None else own
+
+
+Handler = Callable[[Call], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One operation. `answers` says for each status which type, or which content type, the body has."""
+
+    method: str
+    path: str
+    summary: str
+    access: Access
+    answers: Mapping[int, Any]
+    handler: Handler | None = None
+    """None for the write routes, which are dispatched before the router."""
+    query: type[msgspec.Struct] = NoQuery
+    body: Any = None
+    body_content_types: tuple[str, ...] = ("application/json",)
+    errors: tuple[str, ...] = ()
+
+
+def check_access(access: Access, key: KeyInfo) -> None:
+    """Raises `ApiError` key_kind_not_allowed."""
+    match access:
+        case "write":
+            allowed = key.kind != "read" and key.project_id is not None
+        case "read":
+            allowed = key.kind in ("read", "admin")
+        case "admin":
+            allowed = key.kind == "admin"
+        case "system":
+            allowed = key.kind == "admin" and key.project_id is None
+        case "open":
+            allowed = True
+    if not allowed:
+        raise ApiError("key_kind_not_allowed", _NEEDED[access])
+
+
+_NEEDED = {
+    "write": "Events are written with a write, import or admin key of a project.",
+    "read": "This needs a read or admin key.",
+    "admin": "This needs an admin key.",
+    "system": "This needs the system's admin key, which is bound to no project.",
+}
+
+
+def to_route(endpoint: Endpoint, handler: Handler, services: Services, gate: QueryGate, budget: BodyBudget) -> Route:
+    """The Starlette route that checks a request against the endpoint and calls its handler."""
+
+    async def handle(request: Request) -> Answer:
+        parameters = parse_query(request.scope["query_string"])
+        if endpoint.access == "open":
+            query = _convert_query(parameters, endpoint.query)
+            return await handler(Call(services, request, None, query, None))
+        async with gate.slot():
+            key = await services.keys.lookup(find_key(request.scope[HEADERS], parameters))
+            request.scope[KEY] = key
+            check_access(endpoint.access, key)
+            query = _convert_query(parameters, endpoint.query)
+            body = None if endpoint.body is None else await _read_body(request, endpoint.body, budget)
+            return await handler(Call(services, request, key, query, body))
+
+    return Route(endpoint.path, handle, methods=[endpoint.method])
+
+
+def _convert_query(parameters: Mapping[str, str], to: type[msgspec.Struct]) -> msgspec.Struct:
+    given = {name: value for name, value in parameters.items() if name not in KEY_PARAMETERS}
+    try:
+        return msgspec.convert(given, to, strict=False)
+    except msgspec.ValidationError as error:
+        message, pointer = _explain(error)
+        raise ApiError("invalid_parameter", message, pointer=pointer) from error
+
+
+async def _read_body(request: Request, to: Any, budget: BodyBudget) -> Any:
+    reader = BodyReader(budget, max_bytes=MAX_ADMIN_BODY_BYTES)
+    try:
+        reader.check_announced(request.scope[HEADERS].get(b"content-length"))
+        raw = await reader.read(request.receive)
+        return msgspec.json.decode(raw, type=to)
+    except msgspec.ValidationError as error:
+        message, pointer = _explain(error)
+        raise ApiError("invalid_body", message, pointer=pointer, hint="See /openapi.json for its form.") from error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ApiError("invalid_json", f"This is not valid JSON: {error}.") from error
+    finally:
+        reader.release()
+
+
+def _explain(error: msgspec.ValidationError) -> tuple[str, str | None]:
+    """msgspec says "… - at `$.a.b[0]`": the sentence, and the place as a JSON pointer."""
+    message, _, place = str(error).partition(" - at `$")
+    pointer = place.rstrip("`").replace("[", "/").replace("]", "").replace(".", "/")
+    return f"{message}.", pointer or None

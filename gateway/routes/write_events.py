@@ -1,0 +1,234 @@
+"""`POST /v1/events` and `POST /v1/events/batch`: the hot path, plain ASGI.
+
+In this order, the cheapest refusal first: announced length, key, body within its cap, inflate, decode, and
+then `Ingest.submit`, which returns when the rows are safe (NL-1). What was refused at the door is handed on as
+a count, so that the ledger balances (LG-1).
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from typing import Literal, NamedTuple
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from gateway.answers import HEADERS, KEY, Answer
+from gateway.body import BodyBudget, BodyReader
+from gateway.credentials import Headers, find_key, parse_query
+from gateway.endpoint import check_access
+from gateway.errors import ApiError
+from gateway.inflate import inflate
+from gateway.rows import Decoded
+from gateway.services import KeyInfo, Services
+
+INLINE_BYTES = 1024 * 1024
+"""Up to this size a body is decoded on the event loop: about 5 ms. A thread would have to hand the
+interpreter's lock over and back; above this the others' latency is worth that."""
+INLINE_COMPRESSED_BYTES = 128 * 1024
+"""The same for what is yet to be inflated."""
+GZIP_MAGIC = b"\x1f\x8b"
+
+Ack = Literal["logged", "spooled", "stored"]
+
+
+class EventAnswer(msgspec.Struct, rename="camel"):
+    """One event was taken. `ack` says where it is safe: in the log, in the gateway's spool, or in PostgreSQL."""
+
+    status: Literal["accepted", "duplicate"]
+    event_id: str | None
+    ack: Ack
+
+
+class EventResult(msgspec.Struct, rename="camel", omit_defaults=True):
+    """The outcome of one event of a batch, in the order of the request."""
+
+    event_id: str | None
+    status: Literal["accepted", "duplicate", "rejected"]
+    code: str | None = None
+    message: str | None = None
+    pointer: str | None = None
+
+
+class BatchAnswer(msgspec.Struct, rename="camel"):
+    """The outcome of a batch: counts, where the accepted events are safe, and one result an event."""
+
+    accepted: int
+    duplicate: int
+    rejected: int
+    ack: Ack
+    results: list[EventResult]
+
+
+class WriteOptions(NamedTuple):
+    """What the caller asked for in query or headers."""
+
+    import_old: bool
+    wait_stored: bool
+
+
+class Taken(NamedTuple):
+    """A request whose accepted events are safe."""
+
+    decoded: Decoded
+    duplicates: frozenset[int]
+    """Indices of `decoded.rows`."""
+    ack: Ack
+
+
+_encode = msgspec.json.Encoder().encode
+_DEFAULT_OPTIONS = WriteOptions(import_old=False, wait_stored=False)
+_NONE: frozenset[int] = frozenset()
+
+
+class WriteRoutes:
+    """The two routes. One thread decodes what is too large for the event loop; it is ended by `close`."""
+
+    def __init__(
+        self, services: Services, budget: BodyBudget, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._services = services
+        self._settings = services.settings
+        self._budget = budget
+        self._now = now
+        # One thread: the lock would not let two decode at once. Its queue is bounded by the body budget.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
+
+    async def single(self, scope: Scope, receive: Receive, send: Send) -> None:
+        taken = await self._take(scope, receive, batch=False)
+        if taken.decoded.rejections:
+            raise ApiError.of_event(taken.decoded.rejections[0])
+        event_id = taken.decoded.event_ids[0]
+        status: Literal["accepted", "duplicate"] = "duplicate" if taken.duplicates else "accepted"
+        await Answer(202, _encode(EventAnswer(status, event_id, taken.ack)))(scope, receive, send)
+
+    async def batch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        taken = await self._take(scope, receive, batch=True)
+        await Answer(202, batch_body(taken))(scope, receive, send)
+
+    async def _take(self, scope: Scope, receive: Receive, *, batch: bool) -> Taken:
+        headers: Headers = scope[HEADERS]
+        query = parse_query(scope["query_string"])
+        reader = BodyReader(self._budget, max_bytes=self._settings.max_body_bytes)
+        reader.check_announced(headers.get(b"content-length"))
+        key = scope[KEY] = await self._services.keys.lookup(find_key(headers, query))
+        check_access("write", key)
+        options = _options(headers, query, key)
+        project_id = key.project_id
+        assert project_id is not None
+        try:
+            body = await reader.read(receive)
+            now = self._now()
+            decoded = await self._decode(body, headers, project_id, import_old=options.import_old, batch=batch, now=now)
+            return await self._submit(decoded, project_id, options, now=now)
+        finally:
+            reader.release()
+
+    async def _decode(
+        self, body: bytes, headers: Headers, project_id: str, *, import_old: bool, batch: bool, now: datetime
+    ) -> Decoded:
+        decoder = self._services.decoder
+        parse: Callable[[bytes], Decoded]
+        if batch:
+            content_type = _text(headers.get(b"content-type"))
+            parse = partial(
+                decoder.batch, content_type=content_type, project_id=project_id, now=now, import_old=import_old
+            )
+        else:
+            parse = partial(decoder.single, project_id=project_id, now=now, import_old=import_old)
+        plain = await self._inflate(body, _text(headers.get(b"content-encoding")))
+        self._services.metrics.body(len(body), len(plain))
+        if len(plain) <= INLINE_BYTES:
+            return parse(plain)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, parse, plain)
+
+    async def _inflate(self, body: bytes, encoding: str | None) -> bytes:
+        work = partial(inflate, body, encoding, max_bytes=self._settings.max_inflated_bytes)
+        if len(body) <= INLINE_COMPRESSED_BYTES or not (encoding or body.startswith(GZIP_MAGIC)):
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def _submit(self, decoded: Decoded, project_id: str, options: WriteOptions, *, now: datetime) -> Taken:
+        ingest, metrics = self._services.ingest, self._services.metrics
+        rejections = decoded.rejections
+        if not decoded.total:
+            return Taken(decoded, _NONE, "logged")
+        receipt = await ingest.submit(project_id, decoded.rows, rejected=len(rejections), received_at=now)
+        ack: Ack = receipt.ack
+        if options.wait_stored and ack == "logged":
+            stored = await ingest.wait_stored(receipt, deadline_s=self._settings.stored_deadline_s)
+            ack = "stored" if stored else ack
+        duplicates = frozenset(receipt.duplicates) if receipt.duplicates else _NONE
+        metrics.acknowledged(ack, accepted=len(decoded.rows) - len(duplicates), duplicate=len(duplicates))
+        if rejections:
+            metrics.rejected(Counter(rejection.code for rejection in rejections.values()))
+        return Taken(decoded, duplicates, ack)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def batch_body(taken: Taken) -> bytes:
+    """The JSON of a batch's answer."""
+    decoded, duplicates, ack = taken
+    if not decoded.rejections and not duplicates:
+        body = _all_accepted(decoded.event_ids, ack)
+        if body is not None:
+            return body
+    results = _results(decoded, duplicates)
+    rejected, duplicate = len(decoded.rejections), len(duplicates)
+    return _encode(BatchAnswer(decoded.total - rejected - duplicate, duplicate, rejected, ack, results))
+
+
+def _all_accepted(event_ids: Sequence[str | None], ack: Ack) -> bytes | None:
+    """The common answer, made of the encoded list of ids; None when an id has a comma in it.
+
+    If there are exactly as many commas as gaps between ids, then every comma is one of these gaps.
+    """
+    ids = _encode(event_ids)
+    count = len(event_ids)
+    if not count or ids.count(b",") != count - 1:
+        return None
+    results = ids[1:-1].replace(b",", b',"status":"accepted"},{"eventId":')
+    head = b'{"accepted":%d,"duplicate":0,"rejected":0,"ack":"%b","results":[{"eventId":' % (count, ack.encode())
+    return head + results + b',"status":"accepted"}]}'
+
+
+def _results(decoded: Decoded, duplicates: frozenset[int]) -> list[EventResult]:
+    results = []
+    row = 0
+    for index, event_id in enumerate(decoded.event_ids):
+        rejection = decoded.rejections.get(index)
+        if rejection is not None:
+            results.append(EventResult(event_id, "rejected", rejection.code, rejection.message, rejection.pointer))
+            continue
+        results.append(EventResult(event_id, "duplicate" if row in duplicates else "accepted"))
+        row += 1
+    return results
+
+
+def _options(headers: Headers, query: Mapping[str, str], key: KeyInfo) -> WriteOptions:
+    """What the request asks for beyond the default. Raises `ApiError` for what the key may not ask for."""
+    wanted = query.get("import") or (headers[b"x-import"].decode("latin-1") if b"x-import" in headers else None)
+    ack = query.get("ack")
+    if wanted is None and ack is None:
+        return _DEFAULT_OPTIONS
+    import_old = wanted is not None and _flag(wanted)
+    if import_old and key.kind not in ("import", "admin"):
+        raise ApiError("key_kind_not_allowed", "Old events are imported with an import or admin key of the project.")
+    if ack not in (None, "logged", "stored"):
+        raise ApiError("invalid_parameter", "ack is `logged` (the default) or `stored`.", pointer="/ack")
+    return WriteOptions(import_old, ack == "stored")
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ApiError("invalid_parameter", "import is `true` or `false`.", pointer="/import")
+    return text.lower() in ("true", "1")
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

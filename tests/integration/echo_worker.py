@@ -1,0 +1,48 @@
+"""A worker with the real server and protocol around a tiny app: `python -m tests.integration.echo_worker`.
+
+The app answers the length of the body; `/slow` does so after a second; `/pid` answers the process id.
+"""
+
+import argparse
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import uvloop
+from starlette.types import Receive, Scope, Send
+
+from config.settings import Settings
+from gateway.server import serve
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    length = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        length += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    if scope["path"] == "/slow":
+        await asyncio.sleep(1)
+    body = str(os.getpid() if scope["path"] == "/pid" else length).encode()
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--settings", type=Path, required=True)
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--worker", type=int, default=0)
+    options = parser.parse_args()
+    settings = Settings.from_json(options.settings.read_bytes())
+    sock = socket.socket(fileno=options.fd)
+    await serve(app, sock, settings.gateway, on_shutdown=lambda: print("draining", flush=True))
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
