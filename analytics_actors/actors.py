@@ -18,17 +18,13 @@ from storage.postgres_store import PostgresStore
 from storage.redis_log import RedisLog
 
 from analytics_actors.batcher import Batcher
-from analytics_actors.messages import BatcherView, encode_replies
+from analytics_actors.messages import BatcherView, batcher_name, encode_replies
 from analytics_actors.ring import HashRing
 from config import logs
 from config.settings import Settings
 from storage.event_batch import decode_batches
 
 _log = logging.getLogger(__name__)
-
-
-def batcher_name(shard: int) -> str:
-    return f"batcher-{shard}"
 
 
 class BatcherActor:
@@ -116,7 +112,6 @@ BATCHER_OPTIONS: dict[str, Any] = {
     "num_cpus": 0,
     "max_restarts": -1,
     "max_task_retries": 0,
-    "lifetime": "detached",
     "concurrency_groups": {"control": 8},
     # Appends of all gateways wait inside the actor, bounded there in bytes.
     "max_concurrency": 1000,

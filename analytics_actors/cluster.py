@@ -6,7 +6,6 @@ Exits 0 when every shard is open (or everything acknowledged is stored), 1 with 
 """
 
 import argparse
-import logging
 import sys
 import time
 from pathlib import Path
@@ -15,18 +14,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from analytics_actors.controller_actor import CONTROLLER_NAME, CONTROLLER_OPTIONS, ControllerActor
+from analytics_actors.controller_actor import CONTROLLER_OPTIONS, ControllerActor
+from analytics_actors.messages import CONTROLLER_NAME
+from analytics_actors.ray_driver import join
 from config.settings import Settings
-
-
-def join(settings: Settings) -> None:
-    """Join the cluster of the settings as a driver."""
-    ray.init(
-        address=settings.actors.ray_address,
-        namespace=settings.actors.namespace,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
 
 
 def start(settings: Settings, *, deadline_s: float) -> None:

@@ -8,14 +8,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from analytics_actors.actors import batcher_name
 from analytics_actors.controller import Controller
-from analytics_actors.messages import to_plain
+from analytics_actors.messages import CONTROLLER_NAME, batcher_name, to_plain
 from analytics_actors.ray_fleet import RayFleet
 from config import logs
 from config.settings import Settings
 
-CONTROLLER_NAME = "controller"
 PROBE_DEADLINE_S = 2.0
 
 CONTROLLER_OPTIONS: dict[str, Any] = {

@@ -16,6 +16,14 @@ UNAVAILABLE = 4
 """The log cannot be reached, or the partition is not open yet: the outcome may be unknown."""
 
 
+CONTROLLER_NAME = "controller"
+
+
+def batcher_name(shard: int) -> str:
+    """The Ray name of a shard's batcher, as the dashboard and the logs show it."""
+    return f"batcher-{shard}"
+
+
 class AppendReply(msgspec.Struct, array_like=True, frozen=True):
     """The outcome of one batch of an append call, in the order of the call."""
 

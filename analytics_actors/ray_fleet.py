@@ -5,8 +5,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from analytics_actors.actors import BATCHER_OPTIONS, BatcherActor, batcher_name, decode_view
-from analytics_actors.messages import BatcherView
+from analytics_actors.actors import BATCHER_OPTIONS, BatcherActor, decode_view
+from analytics_actors.messages import BatcherView, batcher_name
 from config.settings import Settings
 
 _NAME_PREFIX = batcher_name(0).removesuffix("0")
@@ -47,7 +47,7 @@ class RayFleet:
 
     def __init__(self, settings: Settings) -> None:
         self._settings_json = settings.to_json()
-        self._actor_class = ray.remote(BatcherActor)
+        self._actor_class = ray.remote(**BATCHER_OPTIONS)(BatcherActor)
         self._handles: dict[int, RayBatcher] = {}
 
     def shards(self) -> list[int]:
@@ -56,7 +56,7 @@ class RayFleet:
 
     def get_or_create(self, shard: int) -> RayBatcher:
         if shard not in self.shards() or shard not in self._handles:
-            options = BATCHER_OPTIONS | {"name": batcher_name(shard), "get_if_exists": True}
-            actor = self._actor_class.options(**options).remote(shard, self._settings_json)
+            named = self._actor_class.options(name=batcher_name(shard), get_if_exists=True, lifetime="detached")
+            actor = named.remote(shard, self._settings_json)
             self._handles[shard] = RayBatcher(actor)
         return self._handles[shard]

@@ -10,8 +10,7 @@ import threading
 import time
 from typing import Any
 
-from analytics_actors.actors import batcher_name
-from analytics_actors.messages import AppendReply, decode_replies
+from analytics_actors.messages import AppendReply, batcher_name, decode_replies
 from config.settings import Settings
 
 JOIN_RETRY_S = 1.0
@@ -49,7 +48,7 @@ class RayLink:
 
     def _join(self) -> None:
         # Importing Ray takes a second of CPU: the port is already open then.
-        from analytics_actors.cluster import join
+        from analytics_actors.ray_driver import join
 
         while not self._stopped.is_set():
             try:

@@ -9,8 +9,7 @@ import time
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
-from analytics_actors.actors import batcher_name
-from analytics_actors.controller_actor import CONTROLLER_NAME
+from analytics_actors.messages import CONTROLLER_NAME, batcher_name
 from analytics_actors.ring import HashRing
 from config.settings import Settings
 from gateway.ingest import GatewayIngest

@@ -1,0 +1,100 @@
+"""The spool: what was put is there after a crash, in order, within its bound."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from storage.errors import FormatError, SpoolFull
+from storage.event_batch import BATCH_VERSION, EventBatch, PackedRows, Segment
+from storage.fingerprint import fingerprint
+from storage.spool import Spool, SpooledHour
+
+
+def batch(number: int, *, partition: int = 0, size: int = 100) -> EventBatch:
+    ids = fingerprint("p", str(number)).to_bytes(8, "little")
+    return EventBatch(
+        BATCH_VERSION, number.to_bytes(16, "big"), partition, [Segment("p", 7, 1, 2)], ids, PackedRows(1, b"x" * size)
+    )
+
+
+def open_spool(path: Path, *, max_bytes: int = 1_000_000) -> Spool:
+    return Spool(path / "spool.sqlite", max_bytes=max_bytes)
+
+
+def test_batches_come_back_in_order_after_a_crash(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.put([batch(1), batch(2, partition=5)])
+    spool.put([batch(3)])
+    # No close: what a kill -9 leaves.
+    again = open_spool(tmp_path)
+    assert [s.batch for s in again.oldest([0], max_bytes=10_000)] == [batch(1), batch(3)]
+    assert [s.batch for s in again.oldest([0, 5], max_bytes=10_000)] == [batch(1), batch(2, partition=5), batch(3)]
+    assert again.bytes == spool.bytes
+    assert again.depth == spool.depth
+    assert again.events == {SpooledHour("p", 7): 3}
+    assert again.rejected == {SpooledHour("p", 7): 6}
+    spool.close()
+    again.close()
+
+
+def test_oldest_keeps_to_the_size_and_gives_one_at_least(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.put([batch(n) for n in range(5)])
+    one = spool.oldest([0], max_bytes=1)
+    assert [s.batch for s in one] == [batch(0)]
+    assert len(spool.oldest([0], max_bytes=spool.bytes // 2)) == 2
+    spool.close()
+
+
+def test_removed_batches_are_gone_and_counted_down(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.put([batch(1), batch(2)])
+    spool.remove(spool.oldest([0], max_bytes=1))
+    assert [s.batch for s in spool.oldest([0], max_bytes=10_000)] == [batch(2)]
+    spool.remove(spool.oldest([0], max_bytes=1))
+    assert (spool.bytes, sum(spool.depth.values()), dict(spool.events)) == (0, 0, {})
+    spool.close()
+    again = open_spool(tmp_path)
+    assert again.bytes == 0
+    again.close()
+
+
+def test_the_bound_refuses_the_whole_put(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path, max_bytes=400)
+    spool.put([batch(1)])
+    with pytest.raises(SpoolFull, match="of 400 bytes"):
+        spool.put([batch(2), batch(3)])
+    assert [s.batch for s in spool.oldest([0], max_bytes=10_000)] == [batch(1)]
+    spool.close()
+
+
+def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.put([batch(1)])
+    pages = spool._db.execute("PRAGMA page_count").fetchone()[0]
+    spool._db.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(SpoolFull, match="disk"):
+        spool.put([batch(2, size=100_000)])
+    assert sum(spool.depth.values()) == 1
+    spool._db.execute("PRAGMA max_page_count=1000000")
+    spool.put([batch(2, size=100_000)])
+    assert len(spool.oldest([0], max_bytes=1_000_000)) == 2
+    spool.close()
+
+
+def test_holds_finds_an_event_by_its_id(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.put([batch(1)])
+    assert spool.holds("p", "1")
+    assert not spool.holds("p", "2")
+    assert not spool.holds("q", "1")
+    spool.close()
+
+
+def test_a_spool_of_another_version_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "spool.sqlite") as db:
+        db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(FormatError, match="version 99"):
+        open_spool(tmp_path)
