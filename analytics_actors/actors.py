@@ -95,7 +95,7 @@ class BatcherActor:
         partitions = ring.partitions_of(self._shard)
         # Of this incarnation alone: it tells our epochs from those of another life of the same shard.
         owner = f"{batcher_name(self._shard)}-{uuid.uuid4().hex[:12]}"
-        log = RedisLog(settings.log, owner=owner)
+        log = RedisLog(settings.log.redis_url, settings.log, owner=owner)
         store = PostgresStore(settings.store, owner=owner)
         batcher = Batcher(self._shard, partitions, log, store, settings)
         await batcher.open()

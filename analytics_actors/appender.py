@@ -198,7 +198,7 @@ class Appender:
         attempt = 0
         while True:
             try:
-                return await self._log.renew(owner.partition)
+                return await self._log.renew(owner.partition, epoch=owner.epoch)
             except Unavailable as error:
                 self._counters.trouble("log", str(error))
                 await asyncio.sleep(RESOLVE_PAUSES_S[min(attempt, len(RESOLVE_PAUSES_S) - 1)])

@@ -72,13 +72,6 @@ class PartitionLog(Protocol):
         Raises `Fenced` if another writer has taken the partition over, `LogLost` if its state is gone or older
         than `epoch`. After `Unavailable` it may be called again with the same epoch."""
 
-    async def renew(self, partition: int) -> LogState:
-        """A new epoch for the owner that holds the partition: whatever it sent before is shut out from now on.
-
-        Ownership is told by the owner's name, which `acquire` has left there. Raises `Fenced` when another
-        owner has acquired the partition since, `LogLost` when its state is gone. May be repeated.
-        """
-
     async def append(self, appends: Sequence[Append]) -> list[AppendOutcome]:
         """Append one record to each partition, in one round trip, with one outcome each."""
 
