@@ -70,20 +70,25 @@ Handler = Callable[[Call], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """One operation. `answers` says for each status which type, or which content type, the body has."""
+class Operation:
+    """What the contract says of a route. `answers` gives for each status the type, or the content type, of the body."""
 
     method: str
     path: str
     summary: str
     access: Access
     answers: Mapping[int, Any]
-    handler: Handler | None = None
-    """None for the write routes, which are dispatched before the router."""
     query: type[msgspec.Struct] = NoQuery
     body: Any = None
     body_content_types: tuple[str, ...] = ("application/json",)
     errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint(Operation):
+    """A route of the router: an operation and what handles it."""
+
+    handler: Handler
 
 
 def check_access(access: Access, key: KeyInfo) -> None:
@@ -111,21 +116,21 @@ _NEEDED = {
 }
 
 
-def to_route(endpoint: Endpoint, handler: Handler, services: Services, gate: QueryGate, budget: BodyBudget) -> Route:
+def to_route(endpoint: Endpoint, services: Services, gate: QueryGate, budget: BodyBudget) -> Route:
     """The Starlette route that checks a request against the endpoint and calls its handler."""
 
     async def handle(request: Request) -> Answer:
         parameters = parse_query(request.scope["query_string"])
         if endpoint.access == "open":
             query = _convert_query(parameters, endpoint.query)
-            return await handler(Call(services, request, None, query, None))
+            return await endpoint.handler(Call(services, request, None, query, None))
         async with gate.slot():
             key = await services.keys.lookup(find_key(request.scope[HEADERS], parameters))
             request.scope[KEY] = key
             check_access(endpoint.access, key)
             query = _convert_query(parameters, endpoint.query)
             body = None if endpoint.body is None else await _read_body(request, endpoint.body, budget)
-            return await handler(Call(services, request, key, query, body))
+            return await endpoint.handler(Call(services, request, key, query, body))
 
     return Route(endpoint.path, handle, methods=[endpoint.method])
 

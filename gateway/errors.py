@@ -87,7 +87,7 @@ _REQUEST_ERRORS = {
     ),
 }
 
-_EVENT_ERRORS = {
+EVENT_ERRORS = {
     "not_an_object": ErrorKind(422, "An event is a JSON object.", "Send one object an event."),
     "missing_event_type": ErrorKind(422, "The event has no eventType.", "Send eventType, 1 to 100 characters."),
     "invalid_field": ErrorKind(422, "A field has the wrong type.", "See /openapi.json for the type of each field."),
@@ -116,7 +116,7 @@ _EVENT_ERRORS = {
     ),
 }
 
-ERRORS = _REQUEST_ERRORS | _EVENT_ERRORS
+ERRORS = _REQUEST_ERRORS | EVENT_ERRORS
 
 
 class ApiError(Exception):

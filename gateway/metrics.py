@@ -104,7 +104,8 @@ class Exposition:
         now = self._clock()
         if now - self._taken_at >= SNAPSHOT_TTL_S:
             self._taken_at = now
-            self._shards.views = (await self._snapshot()).get("shards", ())
+            shards = (await self._snapshot())["shards"]
+            self._shards.views = [(str(row["shard"]), row["view"]) for row in shards if row["view"]]
         return generate_latest(self._registry)
 
 
@@ -112,16 +113,16 @@ class _ShardCollector(Collector):
     """Turns the batchers' snapshots into samples."""
 
     def __init__(self) -> None:
-        self.views: Sequence[Mapping[str, Any]] = ()
+        self.views: Sequence[tuple[str, Mapping[str, Any]]] = ()
 
     def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
         for field, metric in catalogue.SHARD_GAUGES.items():
             gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
-            for view in self.views:
-                gauge.add_metric([str(view["shard"])], view.get(field, 0))
+            for shard, view in self.views:
+                gauge.add_metric([shard], view[field])
             yield gauge
         for name, metric in catalogue.SHARD_COUNTERS.items():
             counter = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
-            for view in self.views:
-                counter.add_metric([str(view["shard"])], view.get("counters", {}).get(name, 0))
+            for shard, view in self.views:
+                counter.add_metric([shard], view["counters"].get(name, 0))
             yield counter

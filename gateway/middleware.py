@@ -27,7 +27,7 @@ from gateway.answers import (
     new_request_id,
 )
 from gateway.body import ClientGone
-from gateway.endpoint import Endpoint
+from gateway.endpoint import Operation
 from gateway.errors import ApiError
 from gateway.metrics import Metrics
 
@@ -50,7 +50,7 @@ class Edge:
         self,
         write_routes: Mapping[str, ASGIApp],
         router: ASGIApp,
-        endpoints: Sequence[Endpoint],
+        operations: Sequence[Operation],
         metrics: Metrics,
         *,
         query_origins: Sequence[str],
@@ -58,7 +58,7 @@ class Edge:
     ) -> None:
         self._write_routes = {path + end: (app, path) for path, app in write_routes.items() for end in ("", "/")}
         self._router = router
-        self._methods = [(compile_path(endpoint.path)[0], endpoint.method) for endpoint in endpoints]
+        self._methods = [(compile_path(operation.path)[0], operation.method) for operation in operations]
         self._metrics = metrics
         self._query_origins = frozenset(origin.encode() for origin in query_origins)
         self._clock = clock

@@ -11,8 +11,8 @@ import msgspec
 from config.settings import GatewaySettings
 from gateway.metrics import Metrics
 from gateway.rows import Decoded, Ingest
-
-KeyKind = Literal["write", "read", "import", "admin"]
+from storage.key_text import KeyKind
+from storage.registry import KeyRecord, NewKey, Project
 
 
 class KeyInfo(NamedTuple):
@@ -64,7 +64,8 @@ class Status(Protocol):
     """Looks at the system from outside of the write path. No call raises for a part that is down."""
 
     async def snapshot(self) -> dict[str, Any]:
-        """JSON for `GET /v1/status`: gateways, shards (a list under "shards"), services."""
+        """JSON for `GET /v1/status`: `gateways`, `shards` (each with `shard` and, when it answers, a `view`:
+        `analytics_actors.messages.BatcherView`), `services`."""
 
     async def readiness(self) -> Readiness: ...
 
@@ -72,6 +73,24 @@ class Status(Protocol):
         """Where an event is that is not in PostgreSQL."""
 
     async def pending(self, project_id: str) -> Pending: ...
+
+
+class Registry(Protocol):
+    """The part of `storage.registry.Registry` that the admin routes need."""
+
+    async def create_project(self, project_id: str) -> Project: ...
+
+    async def list_projects(self, *, limit: int, after: str = "") -> list[Project]: ...
+
+    async def create_key(
+        self, project_id: str | None, kind: KeyKind, *, expires_at: datetime | None = None
+    ) -> NewKey: ...
+
+    async def list_keys(
+        self, project_id: str | None = None, *, limit: int, after: str | None = None
+    ) -> list[KeyRecord]: ...
+
+    async def revoke_key(self, key_id: str, *, project_id: str | None = None) -> KeyRecord: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,5 +101,6 @@ class Services:
     decoder: EventDecoder
     ingest: Ingest
     keys: Keys
+    registry: Registry
     status: Status
     metrics: Metrics

@@ -11,17 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
+from msgspec import Meta
 from starlette.types import Receive, Scope, Send
 
 from gateway.answers import HEADERS, KEY, Answer
 from gateway.body import BodyBudget, BodyReader
 from gateway.credentials import Headers, find_key, parse_query
-from gateway.endpoint import check_access
-from gateway.errors import ApiError
-from gateway.inflate import inflate
+from gateway.endpoint import Operation, check_access
+from gateway.errors import EVENT_ERRORS, ApiError
+from gateway.inflate import GZIP_MAGIC, inflate
+from gateway.native_events import NativeEvent
 from gateway.rows import Decoded
 from gateway.services import KeyInfo, Services
 
@@ -30,7 +32,6 @@ INLINE_BYTES = 1024 * 1024
 interpreter's lock over and back; above this the others' latency is worth that."""
 INLINE_COMPRESSED_BYTES = 128 * 1024
 """The same for what is yet to be inflated."""
-GZIP_MAGIC = b"\x1f\x8b"
 
 Ack = Literal["logged", "spooled", "stored"]
 
@@ -82,6 +83,65 @@ class Taken(NamedTuple):
 _encode = msgspec.json.Encoder().encode
 _DEFAULT_OPTIONS = WriteOptions(import_old=False, wait_stored=False)
 _NONE: frozenset[int] = frozenset()
+
+
+_WRITE_ERRORS = (
+    "invalid_json",
+    "invalid_body",
+    "inflate_failed",
+    "invalid_parameter",
+    "body_too_large",
+    "unsupported_encoding",
+    "timeout",
+    "spool_full",
+)
+
+
+class WriteQuery(msgspec.Struct, rename={"import_old": "import"}):
+    """`import=true` takes events of any age; it needs an import or admin key."""
+
+    import_old: Annotated[bool, Meta(description="take old events; also as header X-Import: true")] = False
+    ack: Annotated[Literal["logged", "stored"], Meta(description="stored: answer when PostgreSQL has them")] = "logged"
+
+
+class Event(NativeEvent[dict[str, Any]], rename="camel", forbid_unknown_fields=False):
+    """An event. Only eventType is needed: a missing eventId is made, a missing timestamp is the time of receipt.
+
+    The snake_case names are taken too, and the older ones: visitorId, data, eventData, createdAt, url, path,
+    userAgent, ipAddress.
+    """
+
+
+class EventEnvelope(msgspec.Struct):
+    """Other fields beside `events` are ignored."""
+
+    events: list[Event]
+
+
+OPERATIONS = [
+    Operation(
+        method="POST",
+        path="/v1/events",
+        summary="Send one event",
+        access="write",
+        query=WriteQuery,
+        body=Event,
+        body_content_types=("application/json", "text/plain"),
+        answers={202: EventAnswer},
+        errors=(*_WRITE_ERRORS, *EVENT_ERRORS),
+    ),
+    Operation(
+        method="POST",
+        path="/v1/events/batch",
+        summary="Send several events: an array, an object with `events`, or NDJSON; an outcome for each",
+        access="write",
+        query=WriteQuery,
+        body=list[Event] | EventEnvelope,
+        body_content_types=("application/json", "application/x-ndjson", "text/plain"),
+        answers={202: BatchAnswer},
+        errors=(*_WRITE_ERRORS, "too_many_events"),
+    ),
+]
 
 
 class WriteRoutes:

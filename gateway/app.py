@@ -1,0 +1,46 @@
+"""The ASGI app: all routes, put together.
+
+Outermost is the `Edge`; inside are the two write routes and Starlette's router with everything else.
+"""
+
+from importlib.metadata import version
+
+from starlette.routing import Router
+
+from gateway import openapi
+from gateway.body import BodyBudget
+from gateway.endpoint import Endpoint, to_route
+from gateway.metrics import Exposition
+from gateway.middleware import Edge
+from gateway.query_gate import QueryGate
+from gateway.routes import documentation, health, keys, projects, write_events
+from gateway.services import Services
+
+
+def create_app(services: Services) -> Edge:
+    """The app of one worker. It starts nothing: services are opened and closed by the caller."""
+    settings = services.settings
+    budget = BodyBudget(settings.max_inflight_bytes)
+    gate = QueryGate(max_concurrent=settings.max_concurrent_queries, deadline_s=settings.query_deadline_s)
+    contract = documentation.OpenApi()
+    routed = routed_endpoints(services, contract)
+    operations = [*write_events.OPERATIONS, *routed]
+    contract.publish(openapi.document(operations, version=version("analytics-actors")))
+    writes = write_events.WriteRoutes(services, budget)
+    return Edge(
+        {"/v1/events": writes.single, "/v1/events/batch": writes.batch},
+        Router([to_route(endpoint, services, gate, budget) for endpoint in routed]),
+        operations,
+        services.metrics,
+        query_origins=settings.query_origins,
+    )
+
+
+def routed_endpoints(services: Services, contract: documentation.OpenApi) -> list[Endpoint]:
+    exposition = Exposition(services.metrics, services.status.snapshot)
+    return [
+        *projects.ENDPOINTS,
+        *keys.ENDPOINTS,
+        *health.endpoints(exposition),
+        *documentation.endpoints(contract),
+    ]
