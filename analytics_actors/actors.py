@@ -52,7 +52,7 @@ class BatcherActor:
     async def ready(self) -> bool:
         """Start if need be; True when the partitions are open."""
         batcher = self._batcher or await self._start()
-        failure = batcher.failure()
+        failure = batcher.failure
         if failure is not None:
             _log.error("a loop of the batcher has ended", exc_info=failure, extra={"action": "loop_failed"})
             # Ray restarts the actor; everything is found again in the log.

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from analytics_actors.background import Background
 from analytics_actors.counters import Counters
 from analytics_actors.messages import APPENDED, FULL, NOT_OWNER, REPEATED, UNAVAILABLE, AppendReply
 from analytics_actors.owned_partition import OwnedPartition, PartitionState, Submission
@@ -52,6 +53,7 @@ class Appender:
         partitions: Iterable[OwnedPartition],
         log: PartitionLog,
         counters: Counters,
+        background: Background,
         *,
         clock_ms: Callable[[], int],
         keep: Callable[[int], bool],
@@ -61,26 +63,22 @@ class Appender:
         self._partitions = list(partitions)
         self._log = log
         self._counters = counters
+        self._background = background
         self._clock_ms = clock_ms
         self._keep = keep
         self._on_appended = on_appended
         self._on_lost = on_lost
         self._wake = asyncio.Event()
-        self._resolving: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
         self._wake.set()
 
     async def run(self) -> None:
-        try:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                while rounds := self._plan():
-                    await self._send(rounds)
-        finally:
-            for task in self._resolving:
-                task.cancel()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while rounds := self._plan():
+                await self._send(rounds)
 
     def _plan(self) -> list[Round]:
         rounds = []
@@ -165,9 +163,7 @@ class Appender:
             planned.owner.state = PartitionState.RESOLVING
             _answer_all(planned, UNAVAILABLE)
             planned.owner.refuse_waiting(UNAVAILABLE)
-        task = asyncio.create_task(self._resolve(rounds))
-        self._resolving.add(task)
-        task.add_done_callback(self._resolving.discard)
+        self._background.spawn(self._resolve(rounds))
 
     async def _resolve(self, rounds: list[Round]) -> None:
         for planned in rounds:

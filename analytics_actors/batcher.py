@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from analytics_actors.appender import Appender
+from analytics_actors.background import Background
 from analytics_actors.counters import Counters
 from analytics_actors.messages import FULL, NOT_OWNER, UNAVAILABLE, AppendReply, BatcherView, PartitionView
 from analytics_actors.owned_partition import OwnedPartition, PartitionState, Submission
@@ -24,6 +25,7 @@ from analytics_actors.pending import HourCount
 from analytics_actors.store_sink import StoreSink
 from analytics_actors.takeover import Takeover
 from config.settings import Settings
+from storage.errors import Misconfigured, Unavailable
 from storage.event_batch import EventBatch
 from storage.event_store import EventStore
 from storage.fingerprint import fingerprint, partition_of
@@ -59,6 +61,7 @@ class Batcher:
         self._log = log
         self._store = store
         self._counters = Counters()
+        self._background = Background()
         self._started_ms = clock_ms()
         window_s = settings.log.dedupe_window_s
         self._owned = {p: OwnedPartition(p, window_s=window_s) for p in partitions}
@@ -77,6 +80,7 @@ class Batcher:
             log,
             store,
             self._counters,
+            self._background,
             settings.store,
             clock_ms=clock_ms,
             window_s=window_s,
@@ -86,12 +90,12 @@ class Batcher:
             self._owned.values(),
             log,
             self._counters,
+            self._background,
             clock_ms=clock_ms,
             keep=self._has_memory_for,
             on_appended=self._sink.wake,
             on_lost=self._reopen,
         )
-        self._tasks: set[asyncio.Task[None]] = set()
         self._waiting_bytes = 0
         self._draining = False
 
@@ -99,7 +103,7 @@ class Batcher:
         """Take the partitions over and start the loops. Returns when appends are taken."""
         await self._takeover.open(list(self._owned.values()))
         for run in (self._appender.run(), self._sink.run(), self._sink.run_trimming(), self._prepare_days()):
-            self._spawn(run)
+            self._background.spawn(run)
         self._appender.wake()
         self._sink.wake()
 
@@ -161,24 +165,20 @@ class Batcher:
         return True
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
         await self._log.close()
         await self._store.close()
 
+    @property
     def failure(self) -> BaseException | None:
         """The error that ended one of the loops, which should never end: the actor must be restarted."""
-        for task in self._tasks:
-            if task.done() and not task.cancelled() and task.exception() is not None:
-                return task.exception()
-        return None
+        return self._background.failure
 
     def _reopen(self, owner: OwnedPartition) -> None:
         if owner.state is PartitionState.OPENING:
             return
         owner.state = PartitionState.OPENING
-        self._spawn(self._reopen_one(owner))
+        self._background.spawn(self._reopen_one(owner))
 
     async def _reopen_one(self, owner: OwnedPartition) -> None:
         await self._takeover.reopen(owner)
@@ -189,14 +189,11 @@ class Batcher:
         while True:
             try:
                 await self._store.prepare_days()
-            except Exception as error:
+            except (Unavailable, Misconfigured) as error:
                 self._counters.trouble("postgres", f"daily partitions: {error}")
                 await asyncio.sleep(5)
             else:
                 await asyncio.sleep(PREPARE_DAYS_INTERVAL_S)
-
-    def _spawn(self, run: "asyncio._CoroutineLike[None]") -> None:
-        self._tasks.add(asyncio.create_task(run))
 
     def _has_memory_for(self, size: int) -> bool:
         resident = sum(owner.pending.resident_bytes for owner in self._owned.values())

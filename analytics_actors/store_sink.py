@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from analytics_actors.background import Background
 from analytics_actors.counters import Counters
 from analytics_actors.messages import NOT_OWNER
 from analytics_actors.owned_partition import OwnedPartition, PartitionState
 from analytics_actors.pending import PendingRecord, lost_of
 from config.settings import StoreSettings
-from storage.errors import Fenced, Unavailable
+from storage.errors import Fenced, Misconfigured, Unavailable
 from storage.event_batch import LogRecord, decode_record
 from storage.event_store import EventStore, PartitionWrite
 from storage.partition_log import PartitionLog
@@ -44,6 +45,7 @@ class StoreSink:
         log: PartitionLog,
         store: EventStore,
         counters: Counters,
+        background: Background,
         settings: StoreSettings,
         *,
         clock_ms: Callable[[], int],
@@ -54,12 +56,13 @@ class StoreSink:
         self._log = log
         self._store = store
         self._counters = counters
+        self._background = background
         self._settings = settings
         self._clock_ms = clock_ms
         self._window_ms = int(window_s * 1000)
         self._on_lost = on_lost
         self._wake = asyncio.Event()
-        self._writes: set[asyncio.Task[None]] = set()
+        self._writes = 0
         self._failures = 0
         self._retry_at_ms = 0
         self.draining = False
@@ -68,14 +71,10 @@ class StoreSink:
         self._wake.set()
 
     async def run(self) -> None:
-        try:
-            while True:
-                while len(self._writes) < self._settings.max_concurrent_writes and (jobs := self._choose()):
-                    self._start(jobs)
-                await self._sleep_until_due()
-        finally:
-            for task in self._writes:
-                task.cancel()
+        while True:
+            while self._writes < self._settings.max_concurrent_writes and (jobs := self._choose()):
+                self._start(jobs)
+            await self._sleep_until_due()
 
     async def run_trimming(self) -> None:
         """Drop what every sink has from the log (TR-1), once a second at most."""
@@ -145,12 +144,11 @@ class StoreSink:
     def _start(self, jobs: list[Job]) -> None:
         for job in jobs:
             job.owner.writing = True
-        task = asyncio.create_task(self._write(jobs))
-        self._writes.add(task)
-        task.add_done_callback(self._finished)
+        self._writes += 1
+        self._background.spawn(self._write(jobs), on_end=self._finished)
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._writes.discard(task)
+    def _finished(self) -> None:
+        self._writes -= 1
         self.wake()
 
     async def _write(self, jobs: list[Job]) -> None:
@@ -163,12 +161,12 @@ class StoreSink:
                 self._counters.written(result, seconds=time.monotonic() - started)
                 for owner, write in _by_owner(jobs, writes):
                     owner.advance(write.next_offset)
-        except Unavailable as error:
-            self._failed(jobs, str(error))
         except Fenced:
             # Ours was committed although it did not look so, or somebody else owns it: the claim tells.
             for job in jobs:
                 job.owner.store_epoch = None
+        except (Unavailable, Misconfigured) as error:
+            self._failed(jobs, str(error))
         else:
             self._failures = 0
             self._counters.clear_trouble("postgres")

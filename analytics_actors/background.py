@@ -1,0 +1,32 @@
+"""Tasks that run beside the calls: kept from being collected, and their failures kept from being overlooked."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+
+class Background:
+    """Owns tasks until they end. One that fails is remembered: whoever watches the owner restarts it."""
+
+    def __init__(self) -> None:
+        self.failure: BaseException | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, run: Coroutine[Any, Any, None], *, on_end: Callable[[], None] | None = None) -> None:
+        task = asyncio.get_running_loop().create_task(run)
+        self._tasks.add(task)
+        task.add_done_callback(lambda ended: self._ended(ended, on_end))
+
+    def _ended(self, task: "asyncio.Task[None]", on_end: Callable[[], None] | None) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.failure = task.exception()
+        if on_end is not None:
+            on_end()
+
+    async def close(self) -> None:
+        """Cancel what runs and wait for its end."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

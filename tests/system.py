@@ -1,0 +1,264 @@
+"""The whole system as a user starts it, and a client that keeps a record of every answer.
+
+`RunningSystem` is one `analytics-actors up` on a data folder of its own; `Client` posts events under load and
+remembers what was sent and what was acknowledged; `check` compares that record with PostgreSQL and the
+ledger: nothing acknowledged is missing (NL-1), nothing is there twice (ND-1), nothing appears that
+was never sent, and the ledger balances (LG-1).
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import psutil
+
+START_DEADLINE_S = 90.0
+STOP_DEADLINE_S = 60.0
+
+FAST = {
+    "ANALYTICS_STORE_BATCH_INTERVAL_MS": "100",
+    "ANALYTICS_GATEWAY_APPEND_DEADLINE_S": "1.0",
+    "ANALYTICS_ACTORS_OBSERVE_INTERVAL_S": "0.5",
+    "ANALYTICS_ACTORS_UNRESPONSIVE_AFTER_S": "4.0",
+}
+"""Settings that make faults show, and heal, within seconds."""
+
+
+class RunningSystem:
+    """Started by `start`, ended by `close` whatever happened to it meanwhile."""
+
+    def __init__(
+        self, data: Path, *, arguments: tuple[str, ...] = (), environment: dict[str, str] | None = None
+    ) -> None:
+        self.data = data
+        self._arguments = arguments
+        self._environment = os.environ | FAST | (environment or {})
+        self._up: subprocess.Popen[bytes] | None = None
+        self.connection: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Return when everything is ready."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        log_path = self.data / "up.out"
+        with log_path.open("ab") as log:
+            self._up = subprocess.Popen(
+                [sys.executable, "-m", "analytics_actors.cli", "up", "--data", str(self.data), *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,
+            )
+        until = time.monotonic() + START_DEADLINE_S
+        while not self._is_ready():
+            if self._up.poll() is not None or time.monotonic() > until:
+                raise AssertionError(f"the system did not start:\n{log_path.read_text()[-4000:]}")
+            time.sleep(0.1)
+
+    def _is_ready(self) -> bool:
+        try:
+            self.connection = json.loads((self.data / "connection.json").read_text())
+            if self._up is not None and self.connection["pid"] != self._up.pid:
+                return False
+            answer = httpx.get(f"{self.url}/readyz", timeout=2)
+        except (OSError, ValueError, KeyError, httpx.HTTPError):
+            return False
+        return answer.status_code == 200 and set(answer.json()["parts"].values()) == {"ok"}
+
+    def wait_healthy(self, *, deadline_s: float = 90.0) -> None:
+        """Return when every part is well again."""
+        until = time.monotonic() + deadline_s
+        while not self._is_ready():
+            if time.monotonic() > until:
+                raise AssertionError(f"the system did not recover: {self.readiness()}")
+            time.sleep(0.2)
+
+    def readiness(self) -> Any:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).json()
+        except (httpx.HTTPError, ValueError) as error:
+            return repr(error)
+
+    @property
+    def url(self) -> str:
+        return str(self.connection["gateway_url"])
+
+    @property
+    def up_pid(self) -> int:
+        assert self._up is not None
+        return self._up.pid
+
+    def processes(self) -> Iterator[psutil.Process]:
+        assert self._up is not None
+        yield from psutil.Process(self._up.pid).children(recursive=True)
+
+    def pid_of(self, *words: str) -> int:
+        """The one process of the system whose command line has all the words; the oldest if there are several."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                if all(word in line for word in words):
+                    found.append((process.create_time(), process.pid))
+        assert found, f"no process with {words} among {[p.name() for p in self.processes()]}"
+        return min(found)[1]
+
+    def signal_up(self, number: signal.Signals) -> None:
+        assert self._up is not None
+        self._up.send_signal(number)
+
+    def wait_ended(self, *, deadline_s: float = STOP_DEADLINE_S) -> int:
+        assert self._up is not None
+        return self._up.wait(deadline_s)
+
+    def cli(self, *arguments: str, check: bool = True, timeout_s: float = 120.0) -> "subprocess.CompletedProcess[str]":
+        """Run a command of the command line against this system."""
+        command = [sys.executable, "-m", "analytics_actors.cli", *arguments, "--data", str(self.data)]
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=timeout_s, env=self._environment
+        )
+        assert not check or done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def close(self) -> None:
+        """End everything that this system started; `down` also knows what a killed `up` has left."""
+        if self._up is None:
+            return
+        if self._up.poll() is None:
+            self._up.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._up.wait(STOP_DEADLINE_S)
+        self.cli("down", check=False)
+        if self._up.poll() is None:
+            self._up.kill()
+            self._up.wait()
+
+
+@dataclass
+class Client:
+    """Posts events of one project and keeps the record: what was sent, what was acknowledged, how."""
+
+    system: RunningSystem
+    project: str = ""
+    write_key: str = ""
+    sent: set[str] = field(default_factory=set)
+    acknowledged: set[str] = field(default_factory=set)
+    statuses: Counter[int] = field(default_factory=Counter)
+    acks: Counter[str] = field(default_factory=Counter)
+    slowest_s: float = 0.0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def admin(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.system.connection['admin_key']}"}
+
+    def create_project(self) -> None:
+        self.project = f"faults-{uuid.uuid4().hex[:8]}"
+        made = httpx.post(
+            f"{self.system.url}/v1/projects",
+            headers=self.admin(),
+            json={"projectId": self.project, "keys": ["write"]},
+            timeout=10,
+        )
+        assert made.status_code == 201, made.text
+        self.write_key = made.json()["keys"][0]["key"]
+
+    async def run(self, *, seconds: float, workers: int = 4, events: int = 20, pause_s: float = 0.005) -> None:
+        """Post batches from several connections until the time is over; each is retried until it is answered."""
+        until = time.monotonic() + seconds
+        async with httpx.AsyncClient(timeout=15, limits=httpx.Limits(max_connections=workers)) as http:
+            await asyncio.gather(*(self._post_until(http, until, events, pause_s) for _ in range(workers)))
+
+    async def _post_until(self, http: httpx.AsyncClient, until: float, events: int, pause_s: float) -> None:
+        while time.monotonic() < until:
+            await self.post(http, [uuid.uuid4().hex for _ in range(events)])
+            await asyncio.sleep(pause_s)
+
+    async def post(self, http: httpx.AsyncClient, event_ids: list[str], *, tries: int = 40) -> bool:
+        """One batch; sent again, ids and all, while the answer is 503 or none. Whether it was acknowledged."""
+        body = [
+            {"eventId": event_id, "eventType": "load", "properties": {"n": n}} for n, event_id in enumerate(event_ids)
+        ]
+        self.sent |= set(event_ids)
+        for _ in range(tries):
+            started = time.monotonic()
+            try:
+                answer = await http.post(
+                    f"{self.system.url}/v1/events/batch",
+                    json=body,
+                    headers={"Authorization": f"Bearer {self.write_key}"},
+                )
+            except httpx.HTTPError as error:
+                self.failures[type(error).__name__] += 1
+                await asyncio.sleep(0.2)
+                continue
+            self.slowest_s = max(self.slowest_s, time.monotonic() - started)
+            self.statuses[answer.status_code] += 1
+            if answer.status_code == 202:
+                results = answer.json()
+                assert results["rejected"] == 0, results
+                self.acks[results["ack"]] += 1
+                self.acknowledged |= set(event_ids)
+                return True
+            assert answer.status_code == 503, answer.text
+            assert int(answer.headers["Retry-After"]) >= 1
+            await asyncio.sleep(0.2)
+        return False
+
+    def ledger(self) -> dict[str, Any]:
+        answer = httpx.get(
+            f"{self.system.url}/v1/ledger", params={"projectId": self.project}, headers=self.admin(), timeout=10
+        )
+        assert answer.status_code == 200, answer.text
+        result: dict[str, Any] = answer.json()
+        return result
+
+    def settle(self, *, deadline_s: float = 90.0) -> dict[str, Any]:
+        """Wait until nothing is pending; the ledger then."""
+        until = time.monotonic() + deadline_s
+        while True:
+            ledger = self.ledger()
+            if ledger.get("complete", True) and ledger["totals"]["pending"] == 0:
+                return ledger
+            assert time.monotonic() < until, f"still pending: {ledger['totals']} {self.system.readiness()}"
+            time.sleep(0.2)
+
+    async def stored(self) -> Counter[str]:
+        """How often each event id of the project stands in PostgreSQL."""
+        connection = await asyncpg.connect(self.system.connection["postgres_url"])
+        try:
+            rows = await connection.fetch("SELECT event_id FROM events_log WHERE project_id = $1", self.project)
+        finally:
+            await connection.close()
+        return Counter(row["event_id"] for row in rows)
+
+    async def check(self, *, lost: int = 0) -> dict[str, Any]:
+        """Compare the record with PostgreSQL and the ledger. `lost`: events that the ledger must name as lost."""
+        ledger = await asyncio.to_thread(self.settle)
+        stored = await self.stored()
+        missing = self.acknowledged - stored.keys()
+        assert len(missing) == lost, f"{len(missing)} acknowledged events are missing"
+        assert not [event_id for event_id, times in stored.items() if times > 1], "events are stored twice"
+        assert not stored.keys() - self.sent, "events are stored that were never sent"
+        totals = ledger["totals"]
+        assert ledger["balanced"], ledger
+        assert totals["stored"] == len(stored), (totals, len(stored))
+        assert totals["lost"] == lost
+        answer = await asyncio.to_thread(
+            lambda: httpx.get(f"{self.system.url}/v1/ledger/check", headers=self.admin(), timeout=30)
+        )
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["differences"] == [], answer.text
+        return ledger
