@@ -7,8 +7,9 @@ The law:
   otherwise `Fenced` is raised and nothing has changed (FN-1).
 - A row that PostgreSQL can never take becomes a dead letter in the same transaction; its neighbours are
   stored.
-- `Unavailable` leaves the outcome unknown. `write` may then be called again with the same arguments after
-  `checkpoints` has been read: it was committed if and only if the checkpoint stands at `next_offset`.
+- `Unavailable` leaves the outcome unknown. `claim` settles it: it waits for, or ends, what is still under way,
+  and the write was committed if and only if the checkpoint that it returns stands at `next_offset`.
+  (`checkpoints` does not wait: a transaction that is about to end may still move what it has returned.)
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -72,6 +73,7 @@ class EventStore(Protocol):
         """The ids of all events stored since then in the partitions, in chunks."""
 
     async def prepare_days(self) -> None:
-        """Create the daily partitions that will be needed next."""
+        """Create the daily partitions that will be needed next, and index what was stored since the last call.
+        To be called about once a minute: until then lookups by id read those events one by one."""
 
     async def close(self) -> None: ...
