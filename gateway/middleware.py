@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from starlette.exceptions import HTTPException
-from starlette.routing import compile_path
+from starlette.routing import BaseRoute, Router, compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config.logs import LogRate
@@ -49,7 +49,7 @@ class Edge:
     def __init__(
         self,
         write_routes: Mapping[str, ASGIApp],
-        router: ASGIApp,
+        router: Router,
         operations: Sequence[Operation],
         metrics: Metrics,
         *,
@@ -63,6 +63,11 @@ class Edge:
         self._query_origins = frozenset(origin.encode() for origin in query_origins)
         self._clock = clock
         self._log_rate = LogRate(MAX_LINES_PER_SECOND)
+
+    @property
+    def routes(self) -> Sequence[BaseRoute]:
+        """The router's routes."""
+        return self._router.routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -1,0 +1,175 @@
+"""Small fakes of what `gateway.services` asks for, and a client of the app without a socket."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+
+from config.settings import GatewaySettings
+from gateway.app import create_app
+from gateway.decode import Decoder
+from gateway.errors import ApiError
+from gateway.metrics import Metrics
+from gateway.rows import Overloaded, Receipt, Row
+from gateway.services import KeyInfo, Pending, PendingHour, Place, Readiness, Services
+from storage.errors import Conflict, NotFound, Unavailable
+from storage.key_text import KeyKind
+from storage.registry import KeyRecord, NewKey, Project
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+KEYS = {
+    "write": KeyInfo("shop", "write", "w1"),
+    "read": KeyInfo("shop", "read", "r1"),
+    "import": KeyInfo("shop", "import", "i1"),
+    "admin": KeyInfo("shop", "admin", "a1"),
+    "system": KeyInfo(None, "admin", "s1"),
+}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+class FakeKeys:
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    async def lookup(self, key: str) -> KeyInfo:
+        if self.error is not None:
+            raise self.error
+        if key not in KEYS:
+            raise ApiError("invalid_key")
+        return KEYS[key]
+
+
+class FakeIngest:
+    """Keeps what was submitted; an event id seen before is a duplicate."""
+
+    def __init__(self) -> None:
+        self.submitted: list[tuple[str, list[Row], int]] = []
+        self.error: Exception | None = None
+        self.spooling = False
+        self.stored = True
+        self._seen: set[tuple[str, str]] = set()
+
+    async def submit(self, project_id: str, rows: list[Row], *, rejected: int, received_at: datetime) -> Receipt:
+        if self.error is not None:
+            raise self.error
+        self.submitted.append((project_id, rows, rejected))
+        if self.spooling:
+            return Receipt("spooled", (), 0, None)
+        duplicates = []
+        for index, row in enumerate(rows):
+            key = (project_id, row.event_id)
+            if key in self._seen:
+                duplicates.append(index)
+            self._seen.add(key)
+        return Receipt("logged", duplicates, 0, len(self.submitted))
+
+    async def wait_stored(self, receipt: Receipt, *, deadline_s: float) -> bool:
+        return self.stored
+
+    def overload(self, retry_after_s: int) -> None:
+        self.error = Overloaded("the shard is full", retry_after_s)
+
+
+class FakeRegistry:
+    def __init__(self) -> None:
+        self.projects: dict[str, Project] = {"shop": Project("shop", NOW)}
+        self.keys: dict[str, KeyRecord] = {}
+        self.away = False
+
+    def _check(self) -> None:
+        if self.away:
+            raise Unavailable("PostgreSQL did not answer")
+
+    async def create_project(self, project_id: str) -> Project:
+        self._check()
+        if " " in project_id:
+            raise ValueError(f"{project_id!r} is no project id")
+        if project_id in self.projects:
+            raise Conflict(f"there is a project {project_id} already")
+        return self.projects.setdefault(project_id, Project(project_id, NOW))
+
+    async def list_projects(self, *, limit: int, after: str = "") -> list[Project]:
+        self._check()
+        return [self.projects[name] for name in sorted(self.projects) if name > after][:limit]
+
+    async def create_key(self, project_id: str | None, kind: KeyKind, *, expires_at: datetime | None = None) -> NewKey:
+        self._check()
+        if project_id is not None and project_id not in self.projects:
+            raise NotFound(f"there is no project {project_id}")
+        key_id = f"k{len(self.keys)}"
+        self.keys[key_id] = KeyRecord(key_id, project_id, kind, b"", NOW, expires_at, None)
+        return NewKey(key_id, f"aa_{kind}_{key_id}")
+
+    async def list_keys(
+        self, project_id: str | None = None, *, limit: int, after: str | None = None
+    ) -> list[KeyRecord]:
+        self._check()
+        mine = [record for record in self.keys.values() if project_id in (None, record.project_id)]
+        return [record for record in mine if after is None or record.key_id > after][:limit]
+
+    async def revoke_key(self, key_id: str, *, project_id: str | None = None) -> KeyRecord:
+        self._check()
+        record = self.keys.get(key_id)
+        if record is None or project_id not in (None, record.project_id):
+            raise NotFound(f"there is no key {key_id}")
+        self.keys[key_id] = record._replace(revoked_at=NOW)
+        return self.keys[key_id]
+
+
+class FakeStatus:
+    def __init__(self) -> None:
+        self.ready = Readiness(accepting=True, parts={"postgres": "ok", "log": "ok", "ray": "ok", "spool": "ok"})
+        self.place: Place = "unknown"
+        self.waiting = Pending({}, complete=True)
+        self.snapshots = 0
+
+    async def snapshot(self) -> dict[str, Any]:
+        self.snapshots += 1
+        view = {"open_partitions": 64, "waiting_events": 1, "waiting_bytes": 2, "lag_events": 3, "lag_s": 0.5}
+        view |= {"log_bytes": 4, "resident_bytes": 5, "window_ids": 6, "window_bytes": 7}
+        shard = {"shard": 0, "view": view | {"counters": {"events_stored": 8.0}}}
+        return {"gateways": [], "shards": [shard, {"shard": 1, "view": None}], "services": {}}
+
+    async def readiness(self) -> Readiness:
+        return self.ready
+
+    async def trace(self, project_id: str, event_id: str) -> Place:
+        return self.place
+
+    async def pending(self, project_id: str) -> Pending:
+        return self.waiting
+
+    def wait(self, hours: Mapping[int, PendingHour], *, complete: bool = True) -> None:
+        self.waiting = Pending(hours, complete)
+
+
+@dataclass
+class System:
+    """An app over fakes."""
+
+    settings: GatewaySettings = field(default_factory=GatewaySettings)
+    keys: FakeKeys = field(default_factory=FakeKeys)
+    ingest: FakeIngest = field(default_factory=FakeIngest)
+    registry: FakeRegistry = field(default_factory=FakeRegistry)
+    status: FakeStatus = field(default_factory=FakeStatus)
+    metrics: Metrics = field(default_factory=Metrics)
+
+    def client(self, key: str | None = None) -> httpx.AsyncClient:
+        services = Services(
+            settings=self.settings,
+            decoder=Decoder(self.settings),
+            ingest=self.ingest,
+            keys=self.keys,
+            registry=self.registry,
+            status=self.status,
+            metrics=self.metrics,
+        )
+        transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=True)
+        headers = bearer(key) if key else {}
+        return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers)

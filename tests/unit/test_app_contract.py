@@ -1,0 +1,135 @@
+"""The OpenAPI document: valid, complete, and true to what the routes answer."""
+
+from typing import Any
+
+import jsonschema
+from starlette.routing import Route
+
+from gateway.errors import ERRORS
+from gateway.middleware import Edge
+from tests.unit.fake_services import System
+
+SHAPE = {
+    "type": "object",
+    "required": ["openapi", "info", "paths", "components"],
+    "properties": {
+        "openapi": {"const": "3.1.0"},
+        "info": {"type": "object", "required": ["title", "version"]},
+        "paths": {
+            "type": "object",
+            "patternProperties": {"^/": {"additionalProperties": {"$ref": "#/$defs/operation"}}},
+            "additionalProperties": False,
+        },
+        "components": {
+            "type": "object",
+            "required": ["schemas", "securitySchemes"],
+            "properties": {
+                "schemas": {"additionalProperties": {"$ref": jsonschema.Draft202012Validator.META_SCHEMA["$id"]}}
+            },
+        },
+    },
+    "$defs": {
+        "operation": {
+            "type": "object",
+            "required": ["operationId", "summary", "parameters", "responses", "security"],
+            "properties": {
+                "parameters": {
+                    "items": {
+                        "required": ["name", "in", "required", "schema"],
+                        "properties": {"in": {"enum": ["path", "query", "header"]}},
+                    }
+                },
+                "requestBody": {"required": ["content"], "properties": {"content": {"$ref": "#/$defs/content"}}},
+                "responses": {
+                    "minProperties": 1,
+                    "patternProperties": {
+                        "^[1-5][0-9]{2}$": {
+                            "required": ["description"],
+                            "properties": {"content": {"$ref": "#/$defs/content"}},
+                        }
+                    },
+                    "additionalProperties": False,
+                },
+            },
+        },
+        "content": {"type": "object", "patternProperties": {"^[a-z]+/": {"type": "object"}}, "minProperties": 1},
+    },
+}
+
+
+async def document() -> dict[str, Any]:
+    async with System().client() as client:
+        answer = await client.get("/openapi.json")
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def references(node: object) -> set[str]:
+    if isinstance(node, dict):
+        own = {node["$ref"]} if "$ref" in node else set()
+        return own.union(*(references(value) for value in node.values()))
+    if isinstance(node, list):
+        return set().union(*(references(value) for value in node))
+    return set()
+
+
+async def test_document_is_valid() -> None:
+    found = await document()
+    jsonschema.Draft202012Validator(SHAPE).validate(found)
+    schemas = {f"#/components/schemas/{name}" for name in found["components"]["schemas"]}
+    assert references(found) <= schemas
+    operations = [spec["operationId"] for path in found["paths"].values() for spec in path.values()]
+    assert len(operations) == len(set(operations))
+
+
+async def test_every_route_is_in_the_document_and_nothing_else() -> None:
+    client = System().client()
+    edge = client._transport.app  # type: ignore[attr-defined]
+    assert isinstance(edge, Edge)
+    routed = {(route.path, method) for route in edge.routes for method in route.methods or () if method != "HEAD"}
+    written = {("/v1/events", "POST"), ("/v1/events/batch", "POST")}
+    documented = {(path, method.upper()) for path, methods in (await document())["paths"].items() for method in methods}
+    assert documented == routed | written
+    assert all(isinstance(route, Route) for route in edge.routes)
+    await client.aclose()
+
+
+async def test_answers_match_their_schemas() -> None:
+    found = await document()
+
+    def check(path: str, method: str, status: int, body: object) -> None:
+        schema = found["paths"][path][method]["responses"][str(status)]["content"]["application/json"]["schema"]
+        jsonschema.validate(body, schema | {"components": found["components"]})
+
+    async with System().client("system") as client:
+        made = await client.post("/v1/projects", json={"projectId": "p", "keys": ["write"]})
+        check("/v1/projects", "post", 201, made.json())
+        check("/v1/projects", "get", 200, (await client.get("/v1/projects")).json())
+        check("/v1/keys", "get", 200, (await client.get("/v1/keys")).json())
+        check("/v1/projects", "post", 409, (await client.post("/v1/projects", json={"projectId": "p"})).json())
+        check("/readyz", "get", 200, (await client.get("/readyz")).json())
+    async with System().client("write") as client:
+        event = {"eventType": "x"}
+        check("/v1/events", "post", 202, (await client.post("/v1/events", json=event)).json())
+        check("/v1/events", "post", 422, (await client.post("/v1/events", json={})).json())
+        check("/v1/events/batch", "post", 202, (await client.post("/v1/events/batch", json=[event, {}])).json())
+
+
+async def test_events_may_carry_older_names() -> None:
+    event = (await document())["components"]["schemas"]["Event"]
+    assert event["required"] == ["eventType"]
+    jsonschema.validate({"eventType": "x", "visitor_id": "v"}, event)
+
+
+async def test_page_loads_nothing_from_elsewhere() -> None:
+    async with System().client() as client:
+        answer = await client.get("/docs")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "http" not in answer.text.replace("openapi.json", "")
+    assert "src=" not in answer.text
+    assert "href=" not in answer.text
+
+
+def test_error_codes_are_of_valid_statuses() -> None:
+    assert all(400 <= kind.status < 600 for kind in ERRORS.values())
