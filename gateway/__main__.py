@@ -10,12 +10,12 @@ from pathlib import Path
 
 from config import logs
 from config.settings import Settings
-from gateway.supervisor import Supervisor, listen, worker_command, worker_environment, write_port_file
+from gateway.supervisor import Supervisor, WorkerCommand, listen, worker_command, worker_environment, write_port_file
 
 log = logging.getLogger(__name__)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, *, command: WorkerCommand = worker_command) -> int:
     parser = argparse.ArgumentParser(prog="python -m gateway", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True, help="resolved settings as JSON")
     parser.add_argument("--port-file", type=Path, help="file that the port is written to when we listen")
@@ -35,13 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
         "listening", extra={"action": "listening", "host": settings.gateway.host, "port": port, "pid": os.getpid()}
     )
     with sock:
-        asyncio.run(_supervise(options.settings, settings, sock))
+        asyncio.run(_supervise(options.settings, settings, sock, command))
     return 0
 
 
-async def _supervise(settings_file: Path, settings: Settings, sock: socket.socket) -> None:
+async def _supervise(settings_file: Path, settings: Settings, sock: socket.socket, command: WorkerCommand) -> None:
     supervisor = Supervisor(
-        lambda worker: worker_command(settings_file, sock.fileno(), worker),
+        lambda worker: command(settings_file, sock.fileno(), worker),
         sock,
         worker_environment(settings),
         workers=settings.gateway.workers,

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 """Connections that wait while a worker restarts; the kernel caps it at net.core.somaxconn."""
-BIND_PATIENCE_S = 10.0
+BIND_PATIENCE_S = 5.0
 """Workers of a supervisor that was killed hold the port until they have noticed."""
 CLOSE_ALLOWANCE_S = 5.0
 """After its requests have drained a worker closes spool, pool and Ray."""
@@ -35,6 +35,10 @@ HEALTHY_AFTER_S = 10.0
 
 SUPERVISOR_PID = "GATEWAY_SUPERVISOR_PID"
 """Environment variable in which workers are told whose children they are."""
+
+
+WorkerCommand = Callable[[Path, int, int], Sequence[str]]
+"""From settings file, socket and number of a worker to the command that runs it."""
 
 
 def listen(settings: GatewaySettings, *, patience_s: float = BIND_PATIENCE_S) -> socket.socket:
@@ -101,9 +105,8 @@ class Supervisor:
 
     async def run(self) -> None:
         """Return when SIGTERM or SIGINT has come and no worker is left."""
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+            asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
         keepers = [asyncio.create_task(self._keep(index)) for index in range(self._workers)]
         await self._stopping.wait()
         log.info("draining the workers", extra={"action": "drain"})
