@@ -6,7 +6,6 @@ machine. A node does not survive its head: `start` always makes a fresh one, on 
 """
 
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from analytics_actors.process_identity import ProcessIdentity, end_session, identify
 from config.settings import MIB, Settings
-from storage.embedded.process import free_port, spawn, wait_ready
+from storage.embedded.process import OnSpawn, free_port, kept_secret, nobody_asked, spawn, wait_ready
 
 OBJECT_STORE_BYTES = 200 * MIB
 """Appends travel inline or are short-lived; the gateways bound what is in flight to a fraction of this."""
@@ -62,8 +61,9 @@ _QUIET_NODE = {
 class RayNode:
     """Token and log lie in `directory`; Ray's session lies in a short temporary folder of this node only."""
 
-    def __init__(self, directory: Path, settings: Settings, *, port: int = 0) -> None:
+    def __init__(self, directory: Path, settings: Settings, *, port: int = 0, log_path: Path | None = None) -> None:
         self._directory = directory
+        self.log_path = log_path or directory / "ray.log"
         self._token_path = directory.absolute() / "token"
         self._has_dashboard = settings.actors.dashboard
         self._dashboard_port = settings.actors.dashboard_port or free_port()
@@ -82,8 +82,9 @@ class RayNode:
         return f"http://127.0.0.1:{self._dashboard_port}" if self._has_dashboard else ""
 
     @property
-    def log_path(self) -> Path:
-        return self._directory / "ray.log"
+    def session_logs(self) -> Path:
+        """Where Ray and the actors write while the node runs."""
+        return self._session_root() / "session_latest" / "logs"
 
     def env(self) -> dict[str, str]:
         """The environment that a process needs to join this node as a driver, or to use `ray list`."""
@@ -93,14 +94,15 @@ class RayNode:
             "RAY_gcs_rpc_server_reconnect_timeout_s": str(DRIVER_PATIENCE_S),
         }
 
-    def start(self, *, deadline_s: float = 90.0) -> None:
+    def start(self, *, deadline_s: float = 90.0, on_spawn: OnSpawn = nobody_asked) -> None:
         """Return when drivers may join. Raises `Misconfigured` with the log's end."""
         self.stop()
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._write_token()
+        kept_secret(self._token_path)
         self.temp_dir = _short_temp_dir()
         self.process = spawn(self._command(), log_path=self.log_path, environment=self._node_environment())
         self.identity = identify(self.process.pid)
+        on_spawn(self.process.pid)
         # `ray start` writes the address there as its last step.
         complete = self._session_root() / "ray_current_cluster"
         wait_ready(self.process, complete.exists, log_path=self.log_path, deadline_s=deadline_s)
@@ -122,8 +124,7 @@ class RayNode:
         return self.temp_dir / "r"
 
     def _command(self) -> list[str]:
-        ray = Path(sys.executable).with_name("ray")
-        command = [str(ray), "start", "--head", "--block", f"--port={self._port}"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={self._port}"]
         command += [f"--temp-dir={self._session_root()}", "--num-cpus=1", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         command += [f"--include-dashboard={str(self._has_dashboard).lower()}", "--dashboard-host=127.0.0.1"]
         command += [f"--dashboard-port={self._dashboard_port}", "--dashboard-agent-listen-port=0"]
@@ -137,13 +138,6 @@ class RayNode:
         # The patience is for drivers: actors of a dead head end with it.
         del environment["RAY_gcs_rpc_server_reconnect_timeout_s"]
         return environment
-
-    def _write_token(self) -> None:
-        if self._token_path.exists():
-            return
-        descriptor = os.open(self._token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
 
 
 def _short_temp_dir() -> Path:

@@ -15,7 +15,16 @@ from pathlib import Path
 
 from storage.embedded.account import OURS, Account, account_for
 from storage.embedded.binaries import postgres_binary
-from storage.embedded.process import free_port, kept_secret, log_end, spawn, stop, wait_ready
+from storage.embedded.process import (
+    OnSpawn,
+    free_port,
+    kept_secret,
+    log_end,
+    nobody_asked,
+    spawn,
+    stop,
+    wait_ready,
+)
 from storage.errors import Misconfigured
 
 
@@ -59,7 +68,7 @@ class EmbeddedPostgres:
         """Complete once `start` has returned."""
         return f"postgresql://postgres:{self._password_path.read_text()}@127.0.0.1:{self.port}/postgres"
 
-    def start(self, *, deadline_s: float = 60.0) -> None:
+    def start(self, *, deadline_s: float = 60.0, on_spawn: OnSpawn = nobody_asked) -> None:
         """Create the cluster if there is none, start it, return when it takes connections."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._account = account_for(self._directory, postgres_binary("postgres"))
@@ -69,10 +78,10 @@ class EmbeddedPostgres:
         self._remove_stale_pid_file()
         self.port = self.port or free_port()
         until = time.monotonic() + deadline_s
-        while not self._try_start(deadline_s=max(1.0, until - time.monotonic())):
+        while not self._try_start(on_spawn, deadline_s=max(1.0, until - time.monotonic())):
             time.sleep(0.1)
 
-    def _try_start(self, *, deadline_s: float) -> bool:
+    def _try_start(self, on_spawn: OnSpawn, *, deadline_s: float) -> bool:
         """False when the last backends of a server that was killed are still ending."""
         command = [
             *self._account.prefix,
@@ -86,6 +95,7 @@ class EmbeddedPostgres:
             command += ["-c", f"{name}={value}"]
         until = time.monotonic() + deadline_s
         self.process = spawn(command, log_path=self.log_path, uid=self._account.uid)
+        on_spawn(self.process.pid)
         try:
             wait_ready(self.process, self._answers, log_path=self.log_path, deadline_s=deadline_s)
         except Misconfigured:

@@ -40,6 +40,14 @@ def write_private(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
+OnSpawn = Callable[[int], None]
+"""Called with the pid of a child as soon as there is one, so that its starter can write it down."""
+
+
+def nobody_asked(_pid: int) -> None:
+    """The `OnSpawn` of those who keep no record."""
+
+
 def spawn(
     command: Sequence[str], *, log_path: Path, environment: Mapping[str, str] | None = None, uid: int | None = None
 ) -> "subprocess.Popen[bytes]":

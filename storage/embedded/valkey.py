@@ -11,7 +11,16 @@ import subprocess
 from pathlib import Path
 
 from storage.embedded.binaries import valkey_binary
-from storage.embedded.process import free_port, kept_secret, spawn, stop, wait_ready, write_private
+from storage.embedded.process import (
+    OnSpawn,
+    free_port,
+    kept_secret,
+    nobody_asked,
+    spawn,
+    stop,
+    wait_ready,
+    write_private,
+)
 from storage.errors import Misconfigured
 
 
@@ -31,7 +40,7 @@ class EmbeddedValkey:
         """Complete once `start` has returned."""
         return f"redis://:{self._password_path.read_text()}@127.0.0.1:{self.port}/0"
 
-    def start(self, *, deadline_s: float = 60.0) -> None:
+    def start(self, *, deadline_s: float = 60.0, on_spawn: OnSpawn = nobody_asked) -> None:
         """Start and return when it has loaded its data. Raises `Misconfigured` with the log's end."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._check_version()
@@ -39,6 +48,7 @@ class EmbeddedValkey:
         options_path = self._directory / "valkey.conf"
         write_private(options_path, self._options().encode())
         self.process = spawn([str(valkey_binary()), str(options_path)], log_path=self.log_path)
+        on_spawn(self.process.pid)
         wait_ready(self.process, self._answers, log_path=self.log_path, deadline_s=deadline_s)
 
     def _options(self) -> str:

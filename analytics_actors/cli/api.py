@@ -1,0 +1,82 @@
+"""The gateway's HTTP API as the commands use it: a deadline for every call, a sentence for every failure."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import msgspec
+
+from analytics_actors.cli.failure import Failure
+
+DEADLINE_S = 30.0
+
+
+class ApiFailure(Failure):
+    """The gateway answered with an error; `code` is that of its error table."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class Api:
+    """One gateway, one key. Close it, or use it as a context."""
+
+    def __init__(self, url: str, key: str, *, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url.rstrip("/")
+        self.key = key
+        self._client = httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=DEADLINE_S, transport=transport
+        )
+
+    def get(self, path: str, parameters: Mapping[str, Any] | None = None) -> Any:
+        """The answer's JSON. Parameters that are None are left out. Raises `Failure`."""
+        return self._call("GET", path, parameters=parameters)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self._call("POST", path, body=body)
+
+    def delete(self, path: str) -> Any:
+        return self._call("DELETE", path)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> Any:
+        wanted = {name: value for name, value in (parameters or {}).items() if value is not None}
+        try:
+            response = self._client.request(method, path, params=wanted, json=body)
+        except httpx.TimeoutException as error:
+            raise Failure(f"{self.url} did not answer within {DEADLINE_S:g} s") from error
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise Failure(f"cannot reach {self.url}: {error}; is it up? (`analytics-actors up`)") from error
+        return answer_of(response)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+
+def answer_of(response: httpx.Response) -> Any:
+    """The JSON of a good answer. Raises `ApiFailure` for the others, in the gateway's own words."""
+    try:
+        answer = msgspec.json.decode(response.content) if response.content else {}
+    except msgspec.DecodeError:
+        answer = {}
+    if response.is_success:
+        return answer
+    fields = answer if isinstance(answer, dict) else {}
+    code = str(fields.get("code", "unknown"))
+    message = str(fields.get("message", response.reason_phrase))
+    words = f"{message} {fields['hint']}" if fields.get("hint") else message
+    raise ApiFailure(response.status_code, code, f"{words} ({response.status_code} {code})")

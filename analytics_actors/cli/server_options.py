@@ -1,0 +1,62 @@
+"""The options of commands that talk to a running system: where it is, and as whom."""
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from analytics_actors.cli.api import Api
+from analytics_actors.cli.failure import Failure
+from analytics_actors.up.connection import Connection
+from analytics_actors.up.folder import DataFolder
+
+data_option = click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=lambda: Path(os.environ.get("ANALYTICS_DATA", "./data")),
+    show_default="./data",
+    help="Data folder of the system.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def server_options(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds --data, --url and --key; the command gets `api`, which uses the kept key of that role (admin, read,
+    write) unless another is given."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def with_api(*, data: Path, url: str | None, key: str | None, **options: Any) -> Any:
+            with connect(data, url, key, role=role) as api:
+                return command(api=api, **options)
+
+        decorated: Callable[..., Any] = with_api
+        key_help = f"Key to use. [default: the {role} key of the data folder]"
+        decorated = click.option("--key", envvar="AA_KEY", help=key_help)(decorated)
+        url_help = "URL of the gateway. [default: that of the data folder]"
+        decorated = click.option("--url", envvar="AA_URL", help=url_help)(decorated)
+        return data_option(decorated)
+
+    return decorate
+
+
+def connect(data: Path, url: str | None, key: str | None, *, role: str) -> Api:
+    """Raises `Failure` when nobody says where the system is."""
+    if url and key:
+        return Api(url, key)
+    connection = kept_connection(data)
+    return Api(url or connection.gateway_url, key or getattr(connection, f"{role}_key"))
+
+
+def kept_connection(data: Path) -> Connection:
+    path = DataFolder(data).connection_file
+    try:
+        connection = Connection.load(path)
+    except (OSError, ValueError) as error:
+        raise Failure(f"cannot read {path}: {error}") from error
+    if connection is None:
+        raise Failure(f"there is no {path}: start a system with `up`, or give --data, or --url and --key")
+    return connection

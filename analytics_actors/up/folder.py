@@ -1,0 +1,89 @@
+"""The data folder: where everything lies, and the lock that gives it to one `up` at a time.
+
+    DATA/lock               held by the running `up`, with its pid
+    DATA/run.json           the processes that it has started
+    DATA/settings.json      the settings that all of them run on, URLs and ports filled in
+    DATA/connection.json    how to reach the system, with keys
+    DATA/logs/              what they write, each file bounded
+    DATA/postgres, valkey, ray, gateway, lake
+
+The folder itself may be entered by others (0711), so that PostgreSQL can run as another user where it must;
+what is in it is ours alone (`up` runs with umask 077).
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from storage.errors import Misconfigured
+
+
+class FolderInUse(Misconfigured):
+    """Another `up` runs on this data folder."""
+
+    def __init__(self, path: Path, pid: int | None) -> None:
+        super().__init__(
+            f"{path} is in use by another `analytics-actors up` (pid {pid}); stop that one with "
+            f"`analytics-actors down --data {path}`, or choose another folder with --data"
+        )
+        self.pid = pid
+
+
+class DataFolder:
+    """Names of what lies in it. Nothing is created before `create`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.run_file = self.path / "run.json"
+        self.settings_file = self.path / "settings.json"
+        self.connection_file = self.path / "connection.json"
+        self.port_file = self.path / "gateway.port"
+        self.logs = self.path / "logs"
+        self.postgres = self.path / "postgres"
+        self.valkey = self.path / "valkey"
+        self.ray = self.path / "ray"
+        self.lake = self.path / "lake"
+        self._lock_file = self.path / "lock"
+
+    def create(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.chmod(0o711)
+            for folder in (self.logs, self.lake):
+                folder.mkdir(exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise Misconfigured(
+                f"cannot make {self.path}: {error.strerror}; choose another folder with --data"
+            ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder. Raises `FolderInUse`. The lock ends with the process, however that ends."""
+        with os.fdopen(os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FolderInUse(self.path, self.holder()) from None
+            file.truncate()
+            file.write(str(os.getpid()))
+            file.flush()
+            try:
+                yield
+            finally:
+                file.seek(0)
+                file.truncate()
+                file.flush()
+
+    def holder(self) -> int | None:
+        """The pid of the `up` that holds the folder, or None when nobody does."""
+        if not self._lock_file.exists():
+            return None
+        with self._lock_file.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = file.read().strip()
+                return int(text) if text.isdigit() else None
+        return None

@@ -1,0 +1,79 @@
+"""`run.json`: the processes that an `up` has started, so that the next one can end what a kill left behind.
+
+Each entry names a process beyond doubt (`ProcessIdentity`) and stands for the session that it opened. An
+entry is written as soon as its process exists and removed when the process was stopped.
+"""
+
+import signal
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from analytics_actors.process_identity import ProcessIdentity, end_session, identify, session_members
+from storage.embedded.process import write_private
+
+
+class Manner(NamedTuple):
+    """How a kind of process is asked to end, and how long it may take."""
+
+    with_signal: signal.Signals
+    deadline_s: float
+
+
+MANNERS = {
+    # In this order: first what takes events, last what keeps them.
+    "gateway": Manner(signal.SIGTERM, 20.0),
+    "ray": Manner(signal.SIGTERM, 10.0),
+    "valkey": Manner(signal.SIGTERM, 20.0),
+    # A fast shutdown: sessions end, a checkpoint is written.
+    "postgres": Manner(signal.SIGINT, 30.0),
+}
+
+
+class Children(msgspec.Struct):
+    """The file's content."""
+
+    children: dict[str, ProcessIdentity] = {}
+
+
+class RunFile:
+    """Written by several threads of one `up`, read by the next."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+
+    def record(self, name: str, pid: int) -> None:
+        identity = identify(pid)
+        if identity is not None:
+            with self._lock:
+                self._write(self.children() | {name: identity})
+
+    def forget(self, name: str) -> None:
+        with self._lock:
+            children = self.children()
+            if children.pop(name, None) is not None:
+                self._write(children)
+
+    def children(self) -> dict[str, ProcessIdentity]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=Children).children
+        except FileNotFoundError:
+            return {}
+
+    def stop_leftovers(self) -> list[str]:
+        """End what is left of an `up` that is gone, and return the names. Only the folder's holder may call it."""
+        children = self.children()
+        ended = []
+        for name, manner in MANNERS.items():
+            identity = children.get(name)
+            if identity is not None and session_members(identity):
+                end_session(identity, with_signal=manner.with_signal, deadline_s=manner.deadline_s)
+                ended.append(name)
+        self._path.unlink(missing_ok=True)
+        return ended
+
+    def _write(self, children: dict[str, ProcessIdentity]) -> None:
+        write_private(self._path, msgspec.json.encode(Children(children)))
