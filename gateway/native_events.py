@@ -1,0 +1,110 @@
+"""The fast path: events in the native names, decoded and checked by their type, in columns where that is faster.
+
+It takes a subset of what `event_fields` takes and makes the same rows of it (a property test holds them
+together). It never says what is wrong: whatever it does not take is read again by the slower ways.
+"""
+
+from datetime import UTC, datetime
+from itertools import repeat
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from config.settings import GatewaySettings
+from gateway.event_fields import (
+    MAX_EVENT_ID_CHARS,
+    MAX_EVENT_TYPE_CHARS,
+    MAX_PERSON_ID_CHARS,
+    MAX_SITE_ID_CHARS,
+    JsonObject,
+    Terms,
+    is_address,
+)
+from gateway.event_times import read_time
+from gateway.json_checks import TYPED_DEPTH, may_have_more_keys, object_type
+from gateway.rows import Row
+
+Checked = TypeVar("Checked")
+PersonId = Annotated[str, Meta(max_length=MAX_PERSON_ID_CHARS)]
+
+_encoder = msgspec.json.Encoder()
+_NO_PROPERTIES: JsonObject = {}
+
+
+class NativeEvent(msgspec.Struct, Generic[Checked], rename="camel", forbid_unknown_fields=True, gc=False):
+    """An event as the API documents it. `Checked` is the type that bounds properties and context.
+
+    Unknown fields are refused here because one of them may be an older name of a field.
+    """
+
+    event_type: Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_TYPE_CHARS)]
+    event_id: Annotated[str, Meta(max_length=MAX_EVENT_ID_CHARS)] | None = None
+    user_id: PersonId | None = None
+    anonymous_id: PersonId | None = None
+    session_id: PersonId | None = None
+    timestamp: datetime | int | float | None = None
+    properties: Checked | None = None
+    context: Checked | None = None
+    site_id: Annotated[str, Meta(max_length=MAX_SITE_ID_CHARS)] | None = None
+    project_id: str | None = None
+
+
+def native_event_type(limits: GatewaySettings) -> Any:
+    """The type to decode into, bounded by the settings."""
+    generic: Any = NativeEvent
+    return generic[object_type(limits, depth=min(limits.max_depth, TYPED_DEPTH))]
+
+
+def native_rows(events: list[NativeEvent[JsonObject]], terms: Terms, *, max_keys: int) -> list[Row] | None:
+    """A row for each event, or None when one of them needs a closer look. Missing ids are left empty."""
+    if not {event.project_id for event in events} <= {None, terms.project_id}:
+        return None
+    times = _times(events, terms)
+    if times is None or not _addresses_are_fine(events):
+        return None
+    properties = _encoded([event.properties or _NO_PROPERTIES for event in events])
+    contexts = _encoded([event.context for event in events])
+    if any(map(may_have_more_keys, properties, contexts, repeat(max_keys))):
+        return None
+    return [
+        Row(
+            event.event_id or "",
+            event.event_type,
+            event.user_id or None,
+            event.anonymous_id or None,
+            event.session_id or None,
+            event.site_id or None,
+            time,
+            encoded_properties,
+            None if encoded_context == b"null" else encoded_context,
+        )
+        for event, time, encoded_properties, encoded_context in zip(events, times, properties, contexts, strict=True)
+    ]
+
+
+def _times(events: list[NativeEvent[JsonObject]], terms: Terms) -> list[datetime] | None:
+    times = []
+    for event in events:
+        time = event.timestamp
+        if time is None:
+            time = terms.now
+        elif type(time) is not datetime or time.tzinfo is not UTC:
+            time = read_time(time)
+            if time is None:
+                return None
+        times.append(time)
+    in_range = not times or (terms.earliest <= min(times) and max(times) <= terms.latest)
+    return times if in_range else None
+
+
+def _addresses_are_fine(events: list[NativeEvent[JsonObject]]) -> bool:
+    for event in events:
+        if event.context and (ip := event.context.get("ip")) is not None and not is_address(ip):
+            return False
+    return True
+
+
+def _encoded(objects: list[JsonObject | None] | list[JsonObject]) -> list[bytes]:
+    """Each value as JSON. One call and a split cost half of a call each; encoded JSON has no line break."""
+    return _encoder.encode_lines(objects).split(b"\n")[:-1]
