@@ -47,7 +47,8 @@ class JsonLines(logging.Formatter):
             "message": _cut(record.getMessage(), MAX_FIELD_CHARS),
         }
         for name, value in vars(record).items():
-            if name not in _OWN_FIELDS:
+            # Ray marks every record with a private field of its own.
+            if name not in _OWN_FIELDS and not name.startswith("_"):
                 line[name] = _plain(value)
         if record.exc_info:
             line["traceback"] = _cut(self.formatException(record.exc_info), MAX_TRACEBACK_CHARS)

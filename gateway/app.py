@@ -13,7 +13,7 @@ from gateway.endpoint import Endpoint, to_route
 from gateway.metrics import Exposition
 from gateway.middleware import Edge
 from gateway.query_gate import QueryGate
-from gateway.routes import documentation, health, keys, projects, write_events
+from gateway.routes import documentation, health, keys, projects, read_events, write_events
 from gateway.services import Services
 
 
@@ -39,6 +39,7 @@ def create_app(services: Services) -> Edge:
 def routed_endpoints(services: Services, contract: documentation.OpenApi) -> list[Endpoint]:
     exposition = Exposition(services.metrics, services.status.snapshot)
     return [
+        *read_events.ENDPOINTS,
         *projects.ENDPOINTS,
         *keys.ENDPOINTS,
         *health.endpoints(exposition),

@@ -153,7 +153,7 @@ async def _read_body(request: Request, to: Any, budget: BodyBudget) -> Any:
     except msgspec.ValidationError as error:
         message, pointer = _explain(error)
         raise ApiError("invalid_body", message, pointer=pointer, hint="See /openapi.json for its form.") from error
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError("invalid_json", f"This is not valid JSON: {error}.") from error
     finally:
         reader.release()

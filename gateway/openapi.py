@@ -38,13 +38,18 @@ def document(operations: Sequence[Operation], *, version: str) -> dict[str, Any]
     schemas = _Schemas(operations)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, schemas)
+        paths.setdefault(public_path(operation.path), {})[operation.method.lower()] = _operation(operation, schemas)
     return {
         "openapi": "3.1.0",
         "info": {"title": TITLE, "description": DESCRIPTION, "version": version},
         "paths": paths,
         "components": {"schemas": schemas.components, "securitySchemes": _SECURITY_SCHEMES},
     }
+
+
+def public_path(path: str) -> str:
+    """The path as OpenAPI writes it: without the router's converters."""
+    return re.sub(r"{(\w+):\w+}", r"{\1}", path)
 
 
 class _Schemas:
@@ -85,12 +90,12 @@ def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
 
 
 def _operation_id(operation: Operation) -> str:
-    words = re.findall(r"\w+", operation.path.removeprefix("/v1"))
+    words = re.findall(r"\w+", public_path(operation.path).removeprefix("/v1"))
     return "_".join([operation.method.lower(), *words])
 
 
 def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
-    names = re.findall(r"{(\w+)(?::\w+)?}", operation.path)
+    names = re.findall(r"{(\w+)}", public_path(operation.path))
     return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
 
 

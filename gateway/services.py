@@ -11,6 +11,7 @@ import msgspec
 from config.settings import GatewaySettings
 from gateway.metrics import Metrics
 from gateway.rows import Decoded, Ingest
+from storage.event_queries import DeadLetter, EventPage, Order, StoredEvent
 from storage.key_text import KeyKind
 from storage.registry import KeyRecord, NewKey, Project
 
@@ -93,6 +94,28 @@ class Registry(Protocol):
     async def revoke_key(self, key_id: str, *, project_id: str | None = None) -> KeyRecord: ...
 
 
+class EventQueries(Protocol):
+    """`storage.event_queries.EventQueries`."""
+
+    async def list_events(
+        self,
+        project_id: str,
+        *,
+        event_type: str | None = None,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        order: Order = "newest",
+    ) -> EventPage: ...
+
+    async def find_event(self, project_id: str, event_id: str) -> StoredEvent | None: ...
+
+    async def find_dead_letter(self, project_id: str, event_id: str) -> DeadLetter | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything that `create_app` needs."""
@@ -102,5 +125,6 @@ class Services:
     ingest: Ingest
     keys: Keys
     registry: Registry
+    queries: EventQueries
     status: Status
     metrics: Metrics

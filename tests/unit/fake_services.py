@@ -1,11 +1,13 @@
 """Small fakes of what `gateway.services` asks for, and a client of the app without a socket."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+import msgspec
 
 from config.settings import GatewaySettings
 from gateway.app import create_app
@@ -15,6 +17,7 @@ from gateway.metrics import Metrics
 from gateway.rows import Overloaded, Receipt, Row
 from gateway.services import KeyInfo, Pending, PendingHour, Place, Readiness, Services
 from storage.errors import Conflict, NotFound, Unavailable
+from storage.event_queries import DeadLetter, EventPage, InvalidCursor, Order, StoredEvent
 from storage.key_text import KeyKind
 from storage.registry import KeyRecord, NewKey, Project
 
@@ -122,6 +125,60 @@ class FakeRegistry:
         return self.keys[key_id]
 
 
+class FakeQueries:
+    """Holds a few events as JSON; filters by type, pages by index."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.letters: dict[str, DeadLetter] = {}
+        self.asked: list[dict[str, Any]] = []
+        self.error: Exception | None = None
+        self.delay_s = 0.0
+
+    def add(self, event_id: str, *, project_id: str = "shop", event_type: str = "x") -> None:
+        time = "2026-11-20T12:00:00.000000Z"
+        event: dict[str, Any] = dict.fromkeys(("userId", "anonymousId", "sessionId", "siteId", "context"))
+        event |= {"eventId": event_id, "eventType": event_type, "projectId": project_id, "properties": {"a": 1}}
+        self.events.append(event | dict.fromkeys(("timestamp", "receivedAt", "createdAt"), time))
+
+    async def _check(self) -> None:
+        await asyncio.sleep(self.delay_s)
+        if self.error is not None:
+            raise self.error
+
+    async def list_events(
+        self,
+        project_id: str,
+        *,
+        event_type: str | None = None,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        order: Order = "newest",
+    ) -> EventPage:
+        await self._check()
+        self.asked.append({"user_id": user_id, "session_id": session_id, "start": start, "end": end, "order": order})
+        if cursor is not None and not cursor.isdigit():
+            raise InvalidCursor("the cursor is not one that this server made")
+        begin = int(cursor or 0)
+        mine = [e for e in self.events if e["projectId"] == project_id and event_type in (None, e["eventType"])]
+        page = [msgspec.Raw(msgspec.json.encode(event)) for event in mine[begin : begin + limit]]
+        return EventPage(page, str(begin + limit) if begin + limit < len(mine) else None)
+
+    async def find_event(self, project_id: str, event_id: str) -> StoredEvent | None:
+        await self._check()
+        for event in self.events:
+            if (event["projectId"], event["eventId"]) == (project_id, event_id):
+                return StoredEvent(msgspec.Raw(msgspec.json.encode(event)), 3, 7, NOW, NOW)
+        return None
+
+    async def find_dead_letter(self, project_id: str, event_id: str) -> DeadLetter | None:
+        return self.letters.get(event_id)
+
+
 class FakeStatus:
     def __init__(self) -> None:
         self.ready = Readiness(accepting=True, parts={"postgres": "ok", "log": "ok", "ray": "ok", "spool": "ok"})
@@ -157,6 +214,7 @@ class System:
     keys: FakeKeys = field(default_factory=FakeKeys)
     ingest: FakeIngest = field(default_factory=FakeIngest)
     registry: FakeRegistry = field(default_factory=FakeRegistry)
+    queries: FakeQueries = field(default_factory=FakeQueries)
     status: FakeStatus = field(default_factory=FakeStatus)
     metrics: Metrics = field(default_factory=Metrics)
 
@@ -167,6 +225,7 @@ class System:
             ingest=self.ingest,
             keys=self.keys,
             registry=self.registry,
+            queries=self.queries,
             status=self.status,
             metrics=self.metrics,
         )

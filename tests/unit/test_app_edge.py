@@ -17,13 +17,16 @@ async def test_sane_request_id_is_kept(given: str) -> None:
     assert answer.headers["x-request-id"] == given
 
 
-@pytest.mark.parametrize("given", ["", "a b", "x" * 129, '"><script>', "é".encode()])
-async def test_other_request_ids_are_replaced(given: str | bytes) -> None:
+@pytest.mark.parametrize("given", [b"", b"a b", b"x" * 129, b'"><script>', "é".encode()])
+async def test_other_request_ids_are_replaced(given: bytes) -> None:
     async with System().client() as client:
-        first = await client.post("/v1/events", headers={"X-Request-Id": given})
+        first = await client.post("/v1/events", headers={b"X-Request-Id": given})
         second = await client.get("/healthz")
-    assert first.json()["requestId"] == first.headers["x-request-id"] != given
-    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+    made = first.headers["x-request-id"]
+    assert made
+    assert made.encode() != given
+    assert first.json()["requestId"] == made
+    assert made != second.headers["x-request-id"]
 
 
 async def test_unknown_route_and_method() -> None:

@@ -1,0 +1,173 @@
+"""Reading events back: a list by page, one event, and where an event is."""
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from gateway.answers import Answer, json_answer
+from gateway.endpoint import Call, Endpoint, ProjectQuery
+from gateway.errors import ApiError
+from gateway.routes.projects import PageLimit
+from gateway.services import Place
+from storage.event_queries import DeadLetter, InvalidCursor, Order, StoredEvent
+
+Time = Annotated[datetime, Meta(tz=True, description="RFC 3339 with Z or an offset, or Unix time in seconds")]
+State = Literal["stored", "dead_lettered", "logged", "spooled", "unknown"]
+
+_STATES: dict[Place, State] = {"log": "logged", "spool": "spooled", "unknown": "unknown"}
+
+EventJson = TypeVar("EventJson")
+
+
+class EventsQuery(ProjectQuery, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """`startTime` <= time < `endTime`, in event time; with order=received in the time of storing."""
+
+    type: Annotated[str, Meta(description="eventType")] | None = None
+    user: Annotated[str, Meta(description="userId")] | None = None
+    session: Annotated[str, Meta(description="sessionId")] | None = None
+    start_time: Time | None = None
+    end_time: Time | None = None
+    limit: PageLimit = 100
+    cursor: Annotated[str, Meta(description="nextCursor of the page before")] | None = None
+    order: Annotated[Order, Meta(description="newest first, or as they were stored")] = "newest"
+
+
+class EventView(msgspec.Struct, rename="camel"):
+    """A stored event. `receivedAt` is when a gateway took it, `createdAt` when it was stored."""
+
+    event_id: str
+    event_type: str
+    project_id: str
+    user_id: str | None
+    anonymous_id: str | None
+    session_id: str | None
+    site_id: str | None
+    timestamp: datetime
+    received_at: datetime
+    created_at: datetime
+    properties: dict[str, Any]
+    context: dict[str, Any] | None
+
+
+class Events(msgspec.Struct, Generic[EventJson], rename="camel", omit_defaults=True):
+    """A page of events. `nextCursor` leads to the next; with order=received it is always there, to follow on."""
+
+    events: list[EventJson]
+    next_cursor: str | None = None
+
+
+class Trace(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
+    """Where an event is: stored, a dead letter, safe in the log or a spool and not yet stored, or unknown here."""
+
+    event_id: str
+    state: State
+    partition: int | None = None
+    offset: int | None = None
+    received_at: datetime | None = None
+    stored_at: datetime | None = None
+    dead_lettered_at: datetime | None = None
+    code: str | None = None
+    message: str | None = None
+
+
+async def list_events(call: Call) -> Answer:
+    query: EventsQuery = call.query
+    try:
+        page = await call.services.queries.list_events(
+            call.project(query.project_id),
+            event_type=query.type,
+            user_id=query.user,
+            session_id=query.session,
+            start=query.start_time,
+            end=query.end_time,
+            limit=query.limit,
+            cursor=query.cursor,
+            order=query.order,
+        )
+    except InvalidCursor as error:
+        raise ApiError("invalid_parameter", f"{error}.", pointer="/cursor") from error
+    return json_answer(Events(page.events, page.next_cursor))
+
+
+async def get_event(call: Call) -> Answer:
+    event_id = call.request.path_params["eventId"]
+    found = await call.services.queries.find_event(call.project(call.query.project_id), event_id)
+    if found is None:
+        hint = "It may be on its way: GET /v1/events/{eventId}/trace tells."
+        raise ApiError("not_found", "No event of this id is stored.", hint=hint)
+    return Answer(200, bytes(found.event))
+
+
+async def trace_event(call: Call) -> Answer:
+    event_id = call.request.path_params["eventId"]
+    project_id = call.project(call.query.project_id)
+    services = call.services
+    stored = await services.queries.find_event(project_id, event_id)
+    if stored is not None:
+        return json_answer(_stored(event_id, stored))
+    letter = await services.queries.find_dead_letter(project_id, event_id)
+    if letter is not None:
+        return json_answer(_dead(event_id, letter))
+    place = await services.status.trace(project_id, event_id)
+    return json_answer(Trace(event_id=event_id, state=_STATES[place]))
+
+
+def _stored(event_id: str, found: StoredEvent) -> Trace:
+    return Trace(
+        event_id=event_id,
+        state="stored",
+        partition=found.partition,
+        offset=found.offset,
+        received_at=found.received_at,
+        stored_at=found.stored_at,
+    )
+
+
+def _dead(event_id: str, letter: DeadLetter) -> Trace:
+    return Trace(
+        event_id=event_id,
+        state="dead_lettered",
+        partition=letter.partition,
+        offset=letter.offset,
+        received_at=letter.received_at,
+        dead_lettered_at=letter.dead_lettered_at,
+        code=letter.error_code,
+        message=letter.message,
+    )
+
+
+# An event id may have slashes in it (`:path`), so the longer route comes first.
+ENDPOINTS = [
+    Endpoint(
+        method="GET",
+        path="/v1/events",
+        summary="List events by type, user, session and time",
+        access="read",
+        query=EventsQuery,
+        answers={200: Events[EventView]},
+        errors=("invalid_parameter", "project_mismatch"),
+        handler=list_events,
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/events/{eventId:path}/trace",
+        summary="Where an event is",
+        access="read",
+        query=ProjectQuery,
+        answers={200: Trace},
+        errors=("invalid_parameter", "project_mismatch"),
+        handler=trace_event,
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/events/{eventId:path}",
+        summary="One event",
+        access="read",
+        query=ProjectQuery,
+        answers={200: EventView},
+        errors=("invalid_parameter", "project_mismatch", "not_found"),
+        handler=get_event,
+    ),
+]

@@ -1,0 +1,83 @@
+"""The log lines: machine readable, harmless to a terminal, without secrets, few in a storm."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from config import logs
+from storage.key_text import make_key
+
+log = logging.getLogger("tests.logs")
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    stream = io.StringIO()
+    logs.configure("gateway-0", stream=stream)
+    yield stream
+    root.handlers, root.level = handlers, level
+
+
+def parsed(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_line_has_its_fields(lines: io.StringIO) -> None:
+    log.warning("worker %d ended", 3, extra={"action": "worker_ended", "exit_code": 1, "ok": None})
+    [line] = parsed(lines)
+    assert line.pop("ts").endswith("Z")
+    assert line == {
+        "level": "warning",
+        "process": "gateway-0",
+        "action": "worker_ended",
+        "message": "worker 3 ended",
+        "exit_code": 1,
+        "ok": None,
+    }
+
+
+def test_control_characters_never_reach_the_terminal(lines: io.StringIO) -> None:
+    log.info("a\r\nb\x1b[31m", extra={"action": "x", "user": "c\nd\x9b\u202e"})
+    text = lines.getvalue()
+    assert text.count("\n") == 1
+    assert all(character == "\n" or " " <= character <= "~" for character in text)
+    assert parsed(lines)[0]["user"] == "c\nd\x9b\u202e"
+
+
+def test_long_strings_are_cut(lines: io.StringIO) -> None:
+    log.info("x" * 10_000, extra={"action": "x", "field": "y" * 10_000})
+    assert len(lines.getvalue()) < 2000
+
+
+def test_secrets_are_replaced(lines: io.StringIO) -> None:
+    key = make_key("admin")
+    log.info("key %s", key, extra={"action": "x", "url": "postgresql://user:pass%20word@host/db", "other": [key]})
+    text = lines.getvalue()
+    assert key not in text
+    assert "pass%20word" not in text
+    assert "aa_admin_[redacted]" in text
+    assert "postgresql://user:[redacted]@host/db" in text
+
+
+def test_exceptions_are_one_line(lines: io.StringIO) -> None:
+    try:
+        raise ValueError("no\nsuch")
+    except ValueError:
+        log.exception("failed", extra={"action": "x"})
+    [line] = parsed(lines)
+    assert "ValueError: no\nsuch" in line["traceback"]
+
+
+def test_rate_limits_each_code_for_itself_and_tells_what_was_left_out() -> None:
+    now = [100.0]
+    rate = logs.LogRate(2, clock=lambda: now[0])
+    assert [rate.admit("a") for _ in range(5)] == [0, 0, None, None, None]
+    assert rate.admit("b") == 0
+    now[0] += 1
+    assert [rate.admit("a") for _ in range(3)] == [3, 0, None]
