@@ -15,7 +15,9 @@ A body that 1 and 2 do not take is cut into events (`json_split`), and they are 
 so that a bad event costs its group more and the rest nothing. A body above `_WHOLE_BYTES` is cut at once: a
 hostile one grows at most 30-fold when it is decoded, and what is decoded at a time is bounded by that.
 
-Measured (load_tests/measure_decode.py): see ARCHITECTURE.md.
+Measured (load_tests/measure_decode.py) with 420-byte events, in µs an event: 2.2 in a batch of 100, 2.7 without
+ids, 7.4 in snake_case, 6.0 when one of the hundred is bad, 7.7 as a single event. Properties kept as the
+client's text, unchecked, cost 0.4; a scan of that text cannot see repeated keys, so it is no choice.
 """
 
 import os

@@ -3,7 +3,7 @@
 Only quotes, brackets and commas are looked at. An event whose inside is not JSON (NaN, half a surrogate
 pair, bytes that are not UTF-8, a missing colon) is still one piece, and gets its own rejection; a body
 whose brackets or quotes do not close is refused as a whole. The scan is vectorised and works in chunks:
-time and memory stay bounded for any body (measured: 3 ns a byte, whatever the bytes are).
+time and memory stay bounded for any body (measured: 3 to 6 ns a byte, whatever the bytes are).
 """
 
 import re
@@ -24,7 +24,7 @@ _BRACKET_MASK = 0xDF
 _CLOSING = {b"[": b"]", b"{": b"}"}
 
 _MAX_ENVELOPE_KEYS = 1000
-_member = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:', re.DOTALL).match
+_member = re.compile(rb'\s*+("(?:[^"\\]++|\\.)*+")\s*+:', re.DOTALL).match
 _any_json = msgspec.json.Decoder(msgspec.Raw)
 
 

@@ -273,8 +273,9 @@ def test_the_window_of_times_has_exact_ends_and_an_import_opens_the_lower() -> N
         ({"ignored": {"x": {"y": {"z": {"": "s" * 100}}}}, "other": [1e300]}, None, ""),
     ],
 )
-def test_limits(event: dict[str, object], code: str | None, pointer: str) -> None:
-    event = {"eventType": "a"} | event
+@pytest.mark.parametrize("type_name", ["eventType", "event_type"])
+def test_limits(type_name: str, event: dict[str, object], code: str | None, pointer: str) -> None:
+    event = {type_name: "a"} | event
     if code is None:
         assert row_of(event, limits=SMALL).event_type == "a"
     else:
