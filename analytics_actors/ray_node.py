@@ -97,9 +97,11 @@ class RayNode:
     def start(self, *, deadline_s: float = 90.0, on_spawn: OnSpawn = nobody_asked) -> None:
         """Return when drivers may join. Raises `Misconfigured` with the log's end."""
         self.stop()
+        remove_last_session(self._directory)
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         kept_secret(self._token_path)
         self.temp_dir = _short_temp_dir()
+        _record(self._directory).write_text(str(self.temp_dir))
         self.process = spawn(self._command(), log_path=self.log_path, environment=self._node_environment())
         self.identity = identify(self.process.pid)
         on_spawn(self.process.pid)
@@ -114,9 +116,7 @@ class RayNode:
             self.identity = None
         if self.process is not None:
             self.process.wait()
-        if self.temp_dir is not None:
-            remove_session(self.temp_dir, keep_logs_in=self._directory / "last_session")
-            self.temp_dir = None
+        remove_last_session(self._directory)
 
     def _session_root(self) -> Path:
         # Ray opens its folder to everybody (0777): it gets one inside ours, which stays closed (0700).
@@ -146,10 +146,27 @@ def _short_temp_dir() -> Path:
     return Path(tempfile.mkdtemp(prefix="aa-", dir=parent))
 
 
-def remove_session(temp_dir: Path, *, keep_logs_in: Path) -> None:
-    """Remove what a node left under its temporary folder; its newest logs replace those kept before."""
-    shutil.rmtree(keep_logs_in, ignore_errors=True)
+def remove_last_session(directory: Path) -> None:
+    """Remove what the last node of that directory left in its temporary folder; its logs stay in `last_session`.
+
+    Only when no process of that node is left.
+    """
+    record = _record(directory)
+    if not record.exists():
+        return
+    temp_dir = Path(record.read_text())
     logs = temp_dir / "r" / "session_latest" / "logs"
     if logs.is_dir():
-        shutil.copytree(logs, keep_logs_in, symlinks=True, ignore_dangling_symlinks=True)
+        shutil.rmtree(last_session(directory), ignore_errors=True)
+        shutil.copytree(logs, last_session(directory), symlinks=True, ignore_dangling_symlinks=True)
     shutil.rmtree(temp_dir, ignore_errors=True)
+    record.unlink()
+
+
+def last_session(directory: Path) -> Path:
+    """Where the logs of the last node are once it has ended."""
+    return directory / "last_session"
+
+
+def _record(directory: Path) -> Path:
+    return directory / "temp_dir"

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -23,14 +23,20 @@ data_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def server_options(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds --data, --url and --key; the command gets `api`, which uses the kept key of that role (admin, read,
-    write) unless another is given."""
+Role = Literal["admin", "read", "write"]
+
+
+def server_options(
+    role: Role, *, admin_with: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds --data, --url and --key; the command gets `api`, which uses the kept key of that role unless another is
+    given. With one of the parameters `admin_with` it is the admin key."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def with_api(*, data: Path, url: str | None, key: str | None, **options: Any) -> Any:
-            with connect(data, url, key, role=role) as api:
+            needed: Role = "admin" if any(options[name] for name in admin_with) else role
+            with connect(data, url, key, role=needed) as api:
                 return command(api=api, **options)
 
         decorated: Callable[..., Any] = with_api
@@ -43,7 +49,7 @@ def server_options(role: str) -> Callable[[Callable[..., Any]], Callable[..., An
     return decorate
 
 
-def connect(data: Path, url: str | None, key: str | None, *, role: str) -> Api:
+def connect(data: Path, url: str | None, key: str | None, *, role: Role) -> Api:
     """Raises `Failure` when nobody says where the system is."""
     if url and key:
         return Api(url, key)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from analytics_actors.process_identity import identify, is_alive
+from analytics_actors.ray_node import remove_last_session
 from analytics_actors.up import logs
 from analytics_actors.up.connection import Connection
 from analytics_actors.up.folder import DataFolder, FolderInUse
@@ -73,7 +74,9 @@ def down(folder: DataFolder, *, deadline_s: float = DOWN_DEADLINE_S) -> list[str
         return []
     try:
         with folder.locked():
-            return RunFile(folder.run_file).stop_leftovers()
+            stopped = RunFile(folder.run_file).stop_leftovers()
+            remove_last_session(folder.ray)
+            return stopped
     except FolderInUse as error:
         holder = error.pid and identify(error.pid)
     if not holder:

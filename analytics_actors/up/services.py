@@ -9,10 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from analytics_actors.process_identity import end_session, identify
-from analytics_actors.ray_node import RayNode
+from analytics_actors.ray_node import RayNode, last_session
 from analytics_actors.up.children import ChildFailed, run_module
 from analytics_actors.up.folder import DataFolder
 from analytics_actors.up.run_file import MANNERS, RunFile
@@ -205,7 +206,7 @@ class RayService:
     def start(self) -> None:
         with self._turn:
             self._node.start(on_spawn=lambda pid: self._run_file.record(self.name, pid))
-            self._link_logs()
+            self._link_logs(self._node.session_logs)
             if self._has_actors:
                 start_actors(self._folder, self.environment, self._stopping)
 
@@ -225,11 +226,12 @@ class RayService:
             self._has_actors = False
             self._node.stop()
             self._run_file.forget(self.name)
+            self._link_logs(last_session(self._folder.ray))
 
-    def _link_logs(self) -> None:
+    def _link_logs(self, logs: Path) -> None:
         link = self._folder.logs / "ray"
         link.unlink(missing_ok=True)
-        link.symlink_to(self._node.session_logs)
+        link.symlink_to(logs)
 
 
 def start_actors(folder: DataFolder, environment: Mapping[str, str], stopping: threading.Event) -> None:

@@ -1,0 +1,57 @@
+"""Import keys for a load, made with the admin key as projects turn up; projects that are missing are created."""
+
+import asyncio
+from collections import OrderedDict
+from typing import Any
+
+import msgspec
+
+from analytics_actors.cli.api import ApiFailure, answer_of
+from analytics_actors.cli.load_requests import Requests
+
+EXPIRES_IN_S = 3600
+"""A load's keys end by themselves: there are thousands, and nobody keeps them."""
+MAX_KEYS = 50_000
+"""Texts of keys held, about 50 MB. A project that was forgotten gets another key when it turns up again."""
+
+
+class ProjectKeys:
+    """One import key a project; several tasks may ask for the same one at once."""
+
+    def __init__(self, requests: Requests, admin_key: str, *, max_keys: int = MAX_KEYS) -> None:
+        self._requests = requests
+        self._headers = {"Authorization": f"Bearer {admin_key}", "Content-Type": "application/json"}
+        self._max_keys = max_keys
+        self._keys: OrderedDict[str, asyncio.Task[str]] = OrderedDict()
+        self.created_projects = 0
+
+    async def key_of(self, project_id: str) -> str:
+        """Raises `ApiFailure` when the project cannot be had."""
+        task = self._keys.get(project_id)
+        if task is None:
+            task = self._keys[project_id] = asyncio.create_task(self._make(project_id))
+            while len(self._keys) > self._max_keys:
+                self._keys.popitem(last=False)
+        return await asyncio.shield(task)
+
+    async def _make(self, project_id: str) -> str:
+        try:
+            return await self._make_with_project(project_id)
+        except ApiFailure as error:
+            if error.status != 409:
+                raise
+        return await self._make_for_existing(project_id)
+
+    async def _make_with_project(self, project_id: str) -> str:
+        wanted = {"projectId": project_id, "keys": ["import"], "expiresInSeconds": EXPIRES_IN_S}
+        answer = await self._post("/v1/projects", wanted)
+        self.created_projects += 1
+        return str(answer["keys"][0]["key"])
+
+    async def _make_for_existing(self, project_id: str) -> str:
+        wanted = {"projectId": project_id, "kind": "import", "expiresInSeconds": EXPIRES_IN_S}
+        answer = await self._post("/v1/keys", wanted)
+        return str(answer["key"])
+
+    async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return answer_of(await self._requests.post(path, msgspec.json.encode(body), self._headers))

@@ -1,0 +1,142 @@
+"""Rows of NDJSON files, plain or gzip, read one by one and put into batches: never a whole file in memory.
+
+A row that has no event id gets one from its file's name, its line number and its content. So a batch whose
+outcome is unknown can be sent again, and a file can be loaded again, without storing anything twice.
+"""
+
+import gzip
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple, cast
+
+import msgspec
+
+MAX_LINE_BYTES = 4 * 1024 * 1024
+"""Four times the largest event that a gateway takes by default; a longer line is no row."""
+MAX_BATCH_BYTES = 8 * 1024 * 1024
+"""Well below the largest request that a gateway takes."""
+MAX_WAITING_BYTES = 32 * 1024 * 1024
+"""Rows of unfinished batches, over all projects. Thousands of projects with a few rows each fit many times."""
+
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class Row(NamedTuple):
+    """One event as JSON text. `project_id` is empty when nobody asked for it."""
+
+    project_id: str
+    json: bytes
+
+
+class BadRow(NamedTuple):
+    """A line that could not be sent, and why."""
+
+    code: str
+    where: str
+
+
+class Batch(NamedTuple):
+    """Rows of one project, to be sent in one request."""
+
+    project_id: str
+    rows: list[bytes]
+
+
+class _Ids(msgspec.Struct):
+    """What a loader needs to know of a row; everything else is the gateway's to judge."""
+
+    eventId: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # noqa: N815
+    event_id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    projectId: str | None = None  # noqa: N815
+    project_id: str | None = None
+
+    @property
+    def has_event_id(self) -> bool:
+        return any(raw not in (msgspec.UNSET, b"null", b'""') for raw in (self.eventId, self.event_id))
+
+
+_decode = msgspec.json.Decoder(_Ids).decode
+
+
+def read_rows(paths: Iterable[Path], *, by_project: bool, advance: Callable[[int], None]) -> Iterator[Row | BadRow]:
+    """All rows of all files in order. `advance` is told how many bytes of the files were read since the last time."""
+    for path in paths:
+        with path.open("rb") as raw:
+            is_gzip = raw.read(2) == _GZIP_MAGIC
+            raw.seek(0)
+            file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_gzip else raw
+            before = 0
+            for number, line in enumerate(_lines(file), start=1):
+                if raw.tell() != before:
+                    advance(raw.tell() - before)
+                    before = raw.tell()
+                if stripped := line.strip():
+                    yield _row(stripped, path.name, number, by_project=by_project)
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Lines of at most MAX_LINE_BYTES + 1; of a longer one the beginning, the rest is passed over."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        rest = line
+        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_LINE_BYTES + 1)
+        yield line
+
+
+def _row(line: bytes, file_name: str, number: int, *, by_project: bool) -> Row | BadRow:
+    where = f"{file_name}:{number}"
+    if len(line) > MAX_LINE_BYTES:
+        return BadRow("event_too_large", where)
+    try:
+        ids = _decode(line)
+    except msgspec.ValidationError:
+        return BadRow("not_an_object" if not line.startswith(b"{") else "invalid_field", where)
+    except (msgspec.DecodeError, RecursionError):
+        return BadRow("invalid_json", where)
+    project_id = (ids.projectId or ids.project_id or "") if by_project else ""
+    if by_project and not project_id:
+        return BadRow("missing_project", where)
+    return Row(project_id, line if ids.has_event_id else with_event_id(line, where))
+
+
+def with_event_id(line: bytes, where: str) -> bytes:
+    """The object with an id that only this line of this file has."""
+    digest = hashlib.blake2b(line, digest_size=16, key=where.encode()[-64:]).hexdigest()
+    members = line[1:].lstrip()
+    comma = b"" if members.startswith(b"}") else b","
+    # Last, so that it wins over an empty one that the row has.
+    return b"{" + members.rstrip()[:-1] + comma + b'"eventId":"load-' + digest.encode() + b'"}'
+
+
+class Batcher:
+    """Collects rows by project until a batch is full, or too much waits. `flush` gives the rest."""
+
+    def __init__(self, *, batch_rows: int, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
+        self._batch_rows = batch_rows
+        self._max_waiting_bytes = max_waiting_bytes
+        self._rows: dict[str, list[bytes]] = {}
+        self._bytes: dict[str, int] = {}
+        self._waiting_bytes = 0
+
+    def add(self, row: Row) -> Iterator[Batch]:
+        """Take the row, give the batches that are to be sent now."""
+        project_id, json = row
+        if self._bytes.get(project_id, 0) + len(json) > MAX_BATCH_BYTES:
+            yield self._take(project_id)
+        rows = self._rows.setdefault(project_id, [])
+        rows.append(json)
+        self._bytes[project_id] = self._bytes.get(project_id, 0) + len(json)
+        self._waiting_bytes += len(json)
+        if len(rows) >= self._batch_rows:
+            yield self._take(project_id)
+        elif self._waiting_bytes > self._max_waiting_bytes:
+            yield self._take(max(self._bytes, key=self._bytes.__getitem__))
+
+    def flush(self) -> Iterator[Batch]:
+        for project_id in list(self._rows):
+            yield self._take(project_id)
+
+    def _take(self, project_id: str) -> Batch:
+        self._waiting_bytes -= self._bytes.pop(project_id)
+        return Batch(project_id, self._rows.pop(project_id))

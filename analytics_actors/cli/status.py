@@ -1,0 +1,89 @@
+"""`analytics-actors status`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import click
+
+from analytics_actors.cli.api import Api
+from analytics_actors.cli.output import bytes_text, print_json, print_table
+from analytics_actors.cli.server_options import json_option, server_options
+
+
+@click.command()
+@server_options("admin")
+@click.option("--partitions", is_flag=True, help="Also one line for each partition.")
+@json_option
+def status(api: Api, partitions: bool, as_json: bool) -> None:
+    """Show gateways, shards and services as they are now.
+
+    \b
+    Examples:
+      analytics-actors status
+      analytics-actors status --json | jq '.shards[].view.lag_events'
+    """
+    answer = api.get("/v1/status")
+    if as_json:
+        print_json(answer)
+        return
+    services = [(name, state) for name, state in answer["services"].items()]
+    print_table("services", ["service", "state"], services)
+    print_table("gateways", _GATEWAY_COLUMNS, [_gateway_row(gateway) for gateway in answer["gateways"]])
+    print_table("shards", _SHARD_COLUMNS, [_shard_row(shard) for shard in answer["shards"]])
+    if partitions:
+        print_table("partitions", _PARTITION_COLUMNS, _partition_rows(answer["shards"]))
+    for shard in answer["shards"]:
+        if trouble := (shard.get("view") or {}).get("trouble"):
+            click.echo(f"shard {shard['shard']} waits: {trouble}")
+
+
+_GATEWAY_COLUMNS = ["#worker", "#pid", "#up s", "in flight", "spooled", "#spooled batches"]
+_SHARD_COLUMNS = ["#shard", "state", "#pid", "partitions", "#queued", "#lag events", "#lag s", "log", "#restarts"]
+_PARTITION_COLUMNS = ["#partition", "#shard", "state", "#epoch", "#next offset", "#checkpoint", "#lag events"]
+
+
+def _gateway_row(gateway: Mapping[str, Any]) -> Sequence[Any]:
+    inflight, spooled = bytes_text(gateway["inflightBytes"]), bytes_text(gateway["spoolBytes"])
+    return (
+        gateway["worker"],
+        str(gateway["pid"]),
+        gateway["uptimeSeconds"],
+        inflight,
+        spooled,
+        gateway["spoolBatches"],
+    )
+
+
+def _shard_row(shard: Mapping[str, Any]) -> Sequence[Any]:
+    view = shard.get("view")
+    restarts = shard.get("replaced", 0)
+    if view is None:
+        return (shard["shard"], shard["state"], None, None, None, None, None, None, restarts)
+    return (
+        shard["shard"],
+        shard["state"],
+        str(view["pid"]),
+        ranges([partition["partition"] for partition in view["partitions"]]),
+        view["waiting_events"],
+        view["lag_events"],
+        view["lag_s"],
+        bytes_text(view["log_bytes"]),
+        restarts,
+    )
+
+
+def _partition_rows(shards: Iterable[Mapping[str, Any]]) -> Iterable[Sequence[Any]]:
+    for shard in shards:
+        for p in (shard.get("view") or {}).get("partitions", []):
+            row = (p["partition"], shard["shard"], p["state"], p["epoch"], p["next_offset"], p["checkpoint"])
+            yield (*row, p["lag_events"])
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers as people write them: 0-3 7 9-10."""
+    parts = []
+    for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in run]
+        parts.append(f"{members[0]}-{members[-1]}" if len(members) > 1 else f"{members[0]}")
+    return " ".join(parts)
