@@ -14,8 +14,6 @@ from typing import Any
 
 import msgspec
 import ray
-from storage.postgres_store import PostgresStore
-from storage.redis_log import RedisLog
 
 from analytics_actors.batcher import Batcher
 from analytics_actors.messages import BatcherView, batcher_name, encode_replies
@@ -23,6 +21,8 @@ from analytics_actors.ring import HashRing
 from config import logs
 from config.settings import Settings
 from storage.event_batch import decode_batches
+from storage.postgres_store import PostgresStore
+from storage.redis_log import RedisLog
 
 _log = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class BatcherActor:
         batcher = self._batcher or await self._start()
         failure = batcher.failure
         if failure is not None:
-            _log.error("a loop of the batcher has ended", exc_info=failure, extra={"action": "loop_failed"})
-            # Ray restarts the actor; everything is found again in the log.
+            _log.error("the batcher starts anew", exc_info=failure, extra={"action": "restart"})
+            # Ray restarts the actor if it is the one that Ray knows; everything is found again in the log.
             os._exit(1)
         return True
 

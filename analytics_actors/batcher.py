@@ -25,7 +25,7 @@ from analytics_actors.pending import HourCount
 from analytics_actors.store_sink import StoreSink
 from analytics_actors.takeover import Takeover
 from config.settings import Settings
-from storage.errors import Misconfigured, Unavailable
+from storage.errors import Fenced, Misconfigured, Unavailable
 from storage.event_batch import EventBatch
 from storage.event_store import EventStore
 from storage.fingerprint import fingerprint, partition_of
@@ -171,7 +171,14 @@ class Batcher:
 
     @property
     def failure(self) -> BaseException | None:
-        """The error that ended one of the loops, which should never end: the actor must be restarted."""
+        """Why this batcher must be replaced by a new life of the same actor, if it must.
+
+        A loop has ended, which none should; or a partition was taken over. If that was by a stale process, the
+        new life takes it back; if this is the stale process, nobody starts it again.
+        """
+        fenced = [owner.partition for owner in self._owned.values() if owner.state is PartitionState.FENCED]
+        if fenced and not self._background.failure:
+            return Fenced(f"partitions {fenced} were taken over")
         return self._background.failure
 
     def _reopen(self, owner: OwnedPartition) -> None:

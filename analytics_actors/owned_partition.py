@@ -9,6 +9,7 @@ from analytics_actors.dedupe import DedupeWindow
 from analytics_actors.messages import AppendReply
 from analytics_actors.pending import PendingRecords
 from storage.event_batch import EventBatch
+from storage.event_store import Checkpoint
 
 
 class PartitionState(StrEnum):
@@ -81,8 +82,14 @@ class OwnedPartition:
             waiter.cancel()
         self._stored_waiters.clear()
 
+    def claimed(self, checkpoint: Checkpoint) -> None:
+        """The event store's checkpoint is under our epoch, and this is where it really stands."""
+        self.store_epoch = checkpoint.epoch
+        self.checkpoint = checkpoint.next_offset
+        self.advance(checkpoint.next_offset)
+
     def advance(self, next_offset: int) -> None:
-        """The event store has everything below `next_offset` (CK-1: never moves back)."""
+        """The event store has everything below `next_offset` (CK-1: never moves back within an epoch)."""
         self.checkpoint = max(self.checkpoint, next_offset)
         self.pending.drop_below(self.checkpoint)
         still_waiting = []

@@ -105,7 +105,9 @@ class StoreSink:
             due_ms = max(min(waiting) + self._settings.batch_interval_ms, self._retry_at_ms)
             pause_s = min(pause_s, max(0.001, (due_ms - self._clock_ms()) / 1000))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), pause_s)
+            # Not `wait_for`: in Python 3.11 it may swallow a cancellation that meets its timeout.
+            async with asyncio.timeout(pause_s):
+                await self._wake.wait()
         self._wake.clear()
 
     def _ready(self) -> list[OwnedPartition]:
@@ -192,9 +194,7 @@ class StoreSink:
             except Fenced:
                 owner.fence(NOT_OWNER)
                 continue
-            owner.store_epoch = owner.epoch
-            owner.checkpoint = checkpoint.next_offset
-            owner.advance(checkpoint.next_offset)
+            owner.claimed(checkpoint)
             if checkpoint.next_offset > owner.next_offset:
                 # The log is behind what is stored: it was set back (an old copy of Redis's disk).
                 owner.next_offset = checkpoint.next_offset

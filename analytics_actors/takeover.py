@@ -1,8 +1,9 @@
 """Opening partitions: a new epoch, the dedupe window rebuilt, the unstored records found again.
 
 Where the log's state is there, Redis alone is needed. Where it is gone (a new system, FLUSHALL, a lost
-disk), PostgreSQL says how far epochs and offsets had come, and offsets go on in a fresh block
-(`OFFSET_BLOCK`), so that none is used twice; the window then comes back from the event store.
+disk), PostgreSQL says how far epochs and offsets had come, and both go on in a fresh block, so that none is
+used twice: PostgreSQL knows the checkpoint and the epoch of the last write, not what came after them. The
+window then comes back from the event store.
 """
 
 import asyncio
@@ -13,9 +14,10 @@ from typing import TypeVar
 import numpy as np
 
 from analytics_actors.counters import Counters
+from analytics_actors.messages import NOT_OWNER
 from analytics_actors.owned_partition import OwnedPartition, PartitionState
 from analytics_actors.pending import PendingRecord
-from storage.errors import LogLost, Unavailable
+from storage.errors import Fenced, LogLost, Unavailable
 from storage.event_batch import LogRecord, decode_record, unpack_rows
 from storage.event_store import Checkpoint, EventStore
 from storage.fingerprint import batch_fingerprint, fingerprint, partition_of
@@ -24,7 +26,12 @@ from storage.partition_log import IdsEntry, LogState, PartitionLog
 OFFSET_BLOCK = 1 << 32
 """After a lost log, offsets go on at the next multiple: more records than any partition can have unstored."""
 
+EPOCH_BLOCK = 1 << 20
+"""The same for epochs: more owners than a partition can have between two writes."""
+
 READ_RECORDS = 64
+LOAD_ENTRIES = 1000
+"""Of ids at a time: bounds the memory and the time of one step of a rebuild."""
 RETRY_PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 T = TypeVar("T")
@@ -65,27 +72,43 @@ class Takeover:
             if ids_since_ms > now_ms - self._window_ms:
                 rebuild_from_store.append(owner)
         if rebuild_from_store:
+            # Claimed first: what an older owner still has in memory cannot be stored after we have looked.
+            for owner in rebuild_from_store:
+                await self._claim(owner)
             await self._retry("postgres", lambda: self._load_window_from_store(rebuild_from_store, now_ms))
         for owner in owners:
-            owner.state = PartitionState.OPEN
+            if owner.state is PartitionState.OPENING:
+                owner.state = PartitionState.OPEN
 
     async def reopen(self, owner: OwnedPartition) -> None:
         """Take a partition over again after its log's state was lost.
 
         What is still in memory is kept and will be stored; what is not is lost, and named by the ledger.
+        PostgreSQL is asked first whether another owner has been there: epochs of Redis begin anew, its do not.
         """
-        kept_everything = not any(True for _ in owner.missing_in_memory())
-        floor = LogState(owner.epoch, *_next_block(owner.next_offset), self._clock_ms())
-        if not kept_everything:
-            floor = await self._floor_from_store(owner)
+        self._counters.count("log_losses")
+        [checkpoint] = await self._retry("postgres", lambda: self._store.checkpoints([owner.partition]))
+        if checkpoint.epoch > owner.epoch:
+            owner.fence(NOT_OWNER)
+            return
+        floor = self._fresh_block(owner.epoch, max(owner.next_offset, checkpoint.next_offset))
         owner.lost_below = floor.next_offset
         await self._acquire(owner, at_least=floor)
-        self._counters.count("log_losses")
-        if not kept_everything:
+        await self._claim(owner)
+        if any(True for _ in owner.missing_in_memory()):
             # Ids of lost records must not make their events' retries duplicates.
             owner.window.clear()
             await self._retry("postgres", lambda: self._load_window_from_store([owner], self._clock_ms()))
-        owner.state = PartitionState.OPEN
+        if owner.state is PartitionState.OPENING:
+            owner.state = PartitionState.OPEN
+
+    async def _claim(self, owner: OwnedPartition) -> None:
+        try:
+            checkpoint = await self._retry("postgres", partial(self._store.claim, owner.partition, epoch=owner.epoch))
+        except Fenced:
+            owner.fence(NOT_OWNER)
+        else:
+            owner.claimed(checkpoint)
 
     async def _acquire(self, owner: OwnedPartition, *, at_least: LogState | None) -> bool:
         try:
@@ -107,30 +130,29 @@ class Takeover:
             owner.lost_below = floor.next_offset
             await self._acquire(owner, at_least=floor)
             # PostgreSQL must know that the partition is in use before anything is acknowledged in it.
-            claim = await self._retry("postgres", partial(self._store.claim, owner.partition, epoch=owner.epoch))
-            owner.store_epoch = owner.epoch
-            owner.advance(claim.next_offset)
+            await self._claim(owner)
 
     def _floor(self, checkpoint: Checkpoint) -> LogState:
         if checkpoint.epoch == 0:
             return LogState(0, 0, 0, ids_since_ms=0)
-        return LogState(checkpoint.epoch, *_next_block(checkpoint.next_offset), self._clock_ms())
+        return self._fresh_block(checkpoint.epoch, checkpoint.next_offset)
 
-    async def _floor_from_store(self, owner: OwnedPartition) -> LogState:
-        [checkpoint] = await self._retry("postgres", lambda: self._store.checkpoints([owner.partition]))
-        base = max(owner.next_offset, checkpoint.next_offset)
-        return LogState(max(owner.epoch, checkpoint.epoch), *_next_block(base), self._clock_ms())
+    def _fresh_block(self, epoch: int, offset: int) -> LogState:
+        base = (offset // OFFSET_BLOCK + 1) * OFFSET_BLOCK
+        return LogState((epoch // EPOCH_BLOCK + 1) * EPOCH_BLOCK, base, base, self._clock_ms())
 
     async def _load_window(self, owner: OwnedPartition) -> int:
         """Rebuild the window from the log's ids; returns the time since which they are complete."""
         [state] = await self._retry("log", lambda: self._log.state([owner.partition]))
         if state is None:
             raise LogLost(f"partition {owner.partition} lost its state while it was being opened")
-        since_ms = self._clock_ms() - self._window_ms
-        entries: list[IdsEntry] = [
-            entry async for entry in self._log.read_ids(owner.partition) if entry.appended_ms >= since_ms
-        ]
-        owner.window.load(entries, now_ms=self._clock_ms())
+        chunk: list[IdsEntry] = []
+        async for entry in self._log.read_ids(owner.partition):
+            chunk.append(entry)
+            if len(chunk) == LOAD_ENTRIES:
+                owner.window.load(chunk, self._clock_ms())
+                chunk = []
+        owner.window.load(chunk, self._clock_ms())
         return state.ids_since_ms
 
     async def _load_pending(self, owner: OwnedPartition) -> None:
@@ -171,11 +193,6 @@ class Takeover:
             else:
                 self._counters.clear_trouble(service)
                 return result
-
-
-def _next_block(offset: int) -> tuple[int, int]:
-    base = (offset // OFFSET_BLOCK + 1) * OFFSET_BLOCK
-    return base, base
 
 
 def _ids_of(record: LogRecord) -> np.ndarray:

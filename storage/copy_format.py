@@ -46,7 +46,9 @@ def gather(writes: Sequence[PartitionWrite]) -> pa.RecordBatch:
         start = 0
         for batch in record.batches:
             events = sum(segment.events for segment in batch.segments)
-            if not events:
+            if not batch.rows.block:
+                # Nothing was accepted of it, or every row is a duplicate.
+                start += events
                 continue
             mask = batch.duplicate_mask()
             batches.append(unpack_rows(batch.rows))

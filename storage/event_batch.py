@@ -16,8 +16,9 @@ objects as text, already checked and normalised by the gateway, so that PostgreS
 
 **Record, version 1** (`LogRecord`): one entry of a partition's log; the batches that one append carried.
 MessagePack array `[version, appended_ms, batches]`, each batch `[batch_id, segments, duplicates, rows]`
-with `rows` as above and `duplicates` a bitmap of the rows that the dedupe window already knew
-(`numpy.packbits`, little endian; empty when there is none). Every sink leaves those rows out.
+with `rows` as above (empty also when every row is a duplicate) and `duplicates` a bitmap of the rows that
+the dedupe window already knew (`numpy.packbits`, little endian; empty when there is none). Every sink
+leaves those rows out.
 
 A reader refuses a version that it does not know, loudly: it never guesses.
 """

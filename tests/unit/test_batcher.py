@@ -1,0 +1,369 @@
+"""The batcher over the in-memory log and store: what is acknowledged is stored once, whatever fails between."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from analytics_actors import appender, store_sink, takeover
+from analytics_actors.batcher import Batcher
+from analytics_actors.messages import APPENDED, FULL, NOT_OWNER, REPEATED, UNAVAILABLE, AppendReply
+from analytics_actors.takeover import OFFSET_BLOCK
+from config.settings import LogSettings, Settings, StoreSettings
+from storage.event_batch import EventBatch
+from storage.fingerprint import partition_of
+from storage.memory_log import MemoryLog
+from storage.memory_store import MemoryStore
+from tests.unit.batches import HOUR, make_batch
+
+PARTITIONS = 8
+SETTINGS = Settings(log=LogSettings(partitions=PARTITIONS), store=StoreSettings(batch_interval_ms=10, batch_size=10))
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries pause for milliseconds."""
+    for module in (appender, store_sink, takeover):
+        pauses = "RESOLVE_PAUSES_S" if module is appender else "RETRY_PAUSES_S"
+        monkeypatch.setattr(module, pauses, (0.002, 0.005, 0.01))
+
+
+class Shard:
+    """One log and one store, and the batchers that own them one after the other."""
+
+    def __init__(self, settings: Settings = SETTINGS) -> None:
+        self.settings = settings
+        self.log = MemoryLog(owner="first")
+        self.store = MemoryStore()
+        self.lives = 0
+        self.batchers: list[Batcher] = []
+
+    async def start(self) -> Batcher:
+        """A new incarnation; the one before it is not told."""
+        self.lives += 1
+        log = MemoryLog(owner=f"life {self.lives}", sharing=self.log)
+        log.available = self.log.available
+        batcher = Batcher(0, range(PARTITIONS), log, self.store, self.settings)
+        self.batchers.append(batcher)
+        await batcher.open()
+        return batcher
+
+    def stored(self) -> Counter[str]:
+        return Counter(row["event_id"] for row in self.store.rows)
+
+    def ledger(self) -> dict[str, int]:
+        fields = ("received", "stored", "duplicate", "dead_lettered", "rejected", "lost")
+        return {name: sum(getattr(counts, name) for counts in self.store.ledger.values()) for name in fields}
+
+
+@pytest.fixture
+async def shard() -> AsyncIterator[Shard]:
+    made = Shard()
+    yield made
+    for batcher in made.batchers:
+        await batcher.close()
+
+
+async def eventually(holds: Callable[[], bool], *, deadline_s: float = 5.0) -> None:
+    async with asyncio.timeout(deadline_s):
+        while not holds():
+            await asyncio.sleep(0.002)
+
+
+async def statuses(batcher: Batcher, *batches: EventBatch) -> list[int]:
+    return [reply.status for reply in await batcher.append(batches)]
+
+
+async def test_events_are_stored_once_with_their_duplicates_told(shard: Shard) -> None:
+    batcher = await shard.start()
+    [first] = await batcher.append([make_batch("a", "b", "a")])
+    [second] = await batcher.append([make_batch("b", "c")])
+    assert first.status == second.status == APPENDED
+    assert (first.duplicates, second.duplicates) == (b"\x04", b"\x01")
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1, "c": 1})
+    assert shard.ledger() | {"received": 5, "stored": 3, "duplicate": 2} == shard.ledger()
+
+
+async def test_the_ledger_counts_what_was_refused_at_the_door(shard: Shard) -> None:
+    batcher = await shard.start()
+    await batcher.append([make_batch("a", rejected=3), make_batch(rejected=2)])
+    assert [(c.hour, c.received, c.rejected) for c in batcher.pending_of("p")] == [(HOUR, 6, 5)]
+    await eventually(lambda: shard.ledger()["received"] == 6)
+    assert shard.ledger()["rejected"] == 5
+    assert batcher.pending_of("p") == []
+
+
+async def test_a_batch_that_is_sent_again_is_recognised_as_a_whole(shard: Shard) -> None:
+    batcher = await shard.start()
+    batch = make_batch("a", "b")
+    assert await statuses(batcher, batch) == [APPENDED]
+    assert await statuses(batcher, batch) == [REPEATED]
+    assert await statuses(batcher, batch, batch) == [REPEATED, REPEATED]
+    await eventually(lambda: shard.ledger()["stored"] == 2)
+    assert shard.ledger()["received"] == 2
+
+
+async def test_only_its_own_partitions_are_taken(shard: Shard) -> None:
+    shard.batchers.append(batcher := Batcher(0, [1], shard.log, shard.store, SETTINGS))
+    await batcher.open()
+    other = next(p for p in (f"project-{n}" for n in range(100)) if partition_of(p, PARTITIONS) != 1)
+    assert await statuses(batcher, make_batch("a", project=other)) == [NOT_OWNER]
+
+
+async def test_a_new_owner_knows_what_the_old_one_accepted_and_stores_what_it_left(shard: Shard) -> None:
+    first = await shard.start()
+    batch = make_batch("a", "b")
+    for _ in range(3):
+        shard.store.fail_next(committed=False)
+    await first.append([batch])
+    second = await shard.start()
+    assert await statuses(second, batch) == [REPEATED]
+    [reply] = await second.append([make_batch("b", "c")])
+    assert reply.duplicates == b"\x01"
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1, "c": 1}, deadline_s=30)
+    # The old owner did not know; it can neither append nor commit (FN-1).
+    assert await statuses(first, make_batch("x")) == [NOT_OWNER]
+    assert await statuses(first, make_batch("y")) == [NOT_OWNER]
+    assert "x" not in shard.stored()
+
+
+@pytest.mark.parametrize("applied", [True, False])
+async def test_an_append_of_unknown_outcome_is_settled(shard: Shard, applied: bool) -> None:
+    batcher = await shard.start()
+    log = batcher._log
+    assert isinstance(log, MemoryLog)
+    log.fail_next(applied=applied)
+    batch = make_batch("a", "b")
+    assert await statuses(batcher, batch) == [UNAVAILABLE]
+    # The gateway sends it again from its spool until it is taken.
+    outcome = UNAVAILABLE
+    while outcome == UNAVAILABLE:
+        await asyncio.sleep(0.01)
+        [outcome] = await statuses(batcher, batch)
+    assert outcome == (REPEATED if applied else APPENDED)
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1})
+    assert shard.ledger()["received"] == 2
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_write_of_unknown_outcome_is_settled_by_the_checkpoint(shard: Shard, committed: bool) -> None:
+    batcher = await shard.start()
+    shard.store.fail_next(committed=committed)
+    await batcher.append([make_batch("a")])
+    await batcher.append([make_batch("b")])
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1})
+    assert shard.ledger()["stored"] == 2
+
+
+async def test_while_the_log_is_away_callers_are_told_at_once(shard: Shard) -> None:
+    batcher = await shard.start()
+    log = batcher._log
+    assert isinstance(log, MemoryLog)
+    log.available = False
+    async with asyncio.timeout(1):
+        assert await statuses(batcher, make_batch("a")) == [UNAVAILABLE]
+        assert await statuses(batcher, make_batch("b")) == [UNAVAILABLE]
+    assert "log" in batcher.observe().trouble
+    log.available = True
+    await eventually(lambda: batcher.observe().open_partitions == PARTITIONS)
+    assert await statuses(batcher, make_batch("a")) == [APPENDED]
+    assert batcher.observe().trouble == ""
+
+
+async def test_a_flushed_log_loses_nothing_that_its_owner_still_has(shard: Shard) -> None:
+    batcher = await shard.start()
+    for _ in range(3):
+        shard.store.fail_next(committed=False)
+    await batcher.append([make_batch("a", "b")])
+    shard.log.flush_all()
+    while await statuses(batcher, again := make_batch("b", "c")) != [APPENDED]:
+        await asyncio.sleep(0.005)
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1, "c": 1})
+    assert shard.ledger()["lost"] == 0
+    view = next(v for v in batcher.observe().partitions if v.partition == again.partition)
+    assert view.next_offset > OFFSET_BLOCK, "offsets go on in a fresh block"
+
+
+async def test_a_flushed_log_with_records_out_of_memory_names_what_is_lost() -> None:
+    settings = Settings(
+        log=LogSettings(partitions=PARTITIONS),
+        store=StoreSettings(batch_interval_ms=10, batch_size=10, max_resident_bytes=1),
+    )
+    shard = Shard(settings)
+    batcher = await shard.start()
+    for _ in range(3):
+        shard.store.fail_next(committed=False)
+    await batcher.append([make_batch("a", "b", rejected=1)])
+    await batcher.append([make_batch("b", "c")])
+    shard.log.flush_all()
+    # A retry of what was lost is new: nobody has it.
+    while await statuses(batcher, make_batch("c", "d")) != [APPENDED]:
+        await asyncio.sleep(0.005)
+    await eventually(lambda: shard.stored() == {"c": 1, "d": 1})
+    await eventually(lambda: shard.ledger()["lost"] == 3)
+    counts = shard.ledger()
+    assert counts["received"] == sum(counts.values()) - counts["received"]
+    await batcher.close()
+
+
+async def test_a_flushed_log_and_a_new_owner(shard: Shard) -> None:
+    first = await shard.start()
+    await first.append([make_batch("a", "b")])
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1})
+    await first.close()
+    shard.log.flush_all()
+    second = await shard.start()
+    [reply] = await second.append([make_batch("b", "c")])
+    assert (reply.status, reply.duplicates) == (APPENDED, b"\x01")
+    assert reply.offset >= OFFSET_BLOCK
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1, "c": 1})
+
+
+async def test_the_log_is_bounded_and_takes_again_when_it_was_stored() -> None:
+    settings = Settings(
+        log=LogSettings(partitions=PARTITIONS, max_bytes=1000), store=StoreSettings(batch_interval_ms=10)
+    )
+    shard = Shard(settings)
+    batcher = await shard.start()
+    for _ in range(4):
+        shard.store.fail_next(committed=False)
+    outcomes = [(await statuses(batcher, make_batch(f"e{n}")))[0] for n in range(20)]
+    assert outcomes[0] == APPENDED
+    assert outcomes[-1] == FULL
+    accepted = {f"e{n}": 1 for n, outcome in enumerate(outcomes) if outcome == APPENDED}
+    await eventually(lambda: shard.stored() == accepted)
+    assert await statuses(batcher, make_batch("later")) == [APPENDED]
+    await batcher.close()
+
+
+async def test_stored_records_are_trimmed_from_the_log(shard: Shard) -> None:
+    batcher = await shard.start()
+    batch = make_batch("a")
+    await batcher.append([batch])
+
+    async def trimmed() -> bool:
+        [state] = await shard.log.state([batch.partition])
+        return state is not None and state.first_offset == 1
+
+    async with asyncio.timeout(5):
+        while not await trimmed():
+            await asyncio.sleep(0.05)
+
+
+async def test_wait_stored_and_drain(shard: Shard) -> None:
+    slow = Shard(Settings(log=LogSettings(partitions=PARTITIONS), store=StoreSettings(batch_interval_ms=60_000)))
+    batcher = await slow.start()
+    [reply] = await batcher.append([make_batch("a")])
+    partition = partition_of("p", PARTITIONS)
+    assert await batcher.wait_stored(partition, reply.offset, deadline_s=2)
+    assert slow.stored() == {"a": 1}
+    assert not await batcher.wait_stored(partition, reply.offset + 1, deadline_s=0.01)
+    await batcher.append([make_batch("b")])
+    assert await batcher.drain(deadline_s=2)
+    assert slow.stored() == {"a": 1, "b": 1}
+    assert await statuses(batcher, make_batch("c")) == [UNAVAILABLE]
+    await batcher.close()
+
+
+class Model:
+    """A gateway that keeps batches until they are taken, over a shard to which anything may happen."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.shard = Shard()
+        self.spooled: list[EventBatch] = []
+        self.acknowledged: set[str] = set()
+        self.sent: set[str] = set()
+        self.rows_sent = 0
+        self.current: Batcher | None = None
+
+    async def step(self) -> None:
+        actions = [self.send] * 8 + [self.retry] * 3 + [self.crash, self.replace, self.flush]
+        actions += [self.fail_append, self.fail_write, self.breathe]
+        await self.random.choice(actions)()
+
+    async def send(self) -> None:
+        ids = [f"e{self.random.randrange(60)}" for _ in range(self.random.randrange(1, 6))]
+        project = f"project-{self.random.randrange(3)}"
+        self.sent |= {f"{project}/{event_id}" for event_id in ids}
+        self.rows_sent += len(ids)
+        await self.deliver(make_batch(*ids, project=project))
+
+    async def deliver(self, batch: EventBatch) -> None:
+        """As a gateway does: acknowledged from the log, or from the spool."""
+        assert self.current is not None
+        if self.current.failure is not None:
+            # As Ray does when the controller has asked.
+            await self.crash()
+        [reply] = await self.call(batch)
+        if reply.status not in (APPENDED, REPEATED):
+            self.spooled.append(batch)
+
+    async def call(self, batch: EventBatch) -> list[AppendReply]:
+        assert self.current is not None
+        try:
+            async with asyncio.timeout(0.2):
+                return await self.current.append([batch])
+        except TimeoutError:
+            return [AppendReply(UNAVAILABLE)]
+
+    async def retry(self) -> None:
+        waiting, self.spooled = self.spooled, []
+        for batch in waiting:
+            await self.deliver(batch)
+
+    async def crash(self) -> None:
+        """The process is gone in the middle of whatever it did."""
+        assert self.current is not None
+        await self.current._background.close()
+        self.current = await self.shard.start()
+
+    async def replace(self) -> None:
+        """A new owner while the old one still runs."""
+        self.current = await self.shard.start()
+
+    async def flush(self) -> None:
+        if self.random.random() < 0.5:
+            self.shard.log.flush_all()
+
+    async def fail_append(self) -> None:
+        assert self.current is not None
+        log = self.current._log
+        assert isinstance(log, MemoryLog)
+        log.fail_next(applied=self.random.random() < 0.5)
+
+    async def fail_write(self) -> None:
+        self.shard.store.fail_next(committed=self.random.random() < 0.5)
+
+    async def breathe(self) -> None:
+        await asyncio.sleep(self.random.choice([0, 0.001, 0.01]))
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_model_with_crashes(seed: int) -> None:
+    """NL-1, ND-1, FN-1, LG-1 under random crashes, zombies, flushes and failures of unknown outcome."""
+    model = Model(seed)
+    model.current = await model.shard.start()
+    for _ in range(60):
+        await model.step()
+    # Stale processes do not live for ever.
+    for stale in model.shard.batchers:
+        if stale is not model.current:
+            await stale.close()
+    async with asyncio.timeout(20):
+        while model.spooled:
+            await model.retry()
+            await asyncio.sleep(0.01)
+        while not await model.current.drain(deadline_s=1):
+            pass
+    counts = model.shard.ledger()
+    stored = Counter(f"{row['project_id']}/{row['event_id']}" for row in model.shard.store.rows)
+    assert not [key for key, times in stored.items() if times > 1]
+    assert counts["received"] == counts["stored"] + counts["duplicate"] + counts["lost"]
+    if counts["lost"] == 0 and model.shard.lives == 1:
+        assert stored.keys() == model.sent
+        assert counts["received"] == model.rows_sent
+    for batcher in model.shard.batchers:
+        await batcher.close()
