@@ -53,7 +53,10 @@ class _Ids(msgspec.Struct):
 
     @property
     def has_event_id(self) -> bool:
-        return any(raw not in (msgspec.UNSET, b"null", b'""') for raw in (self.eventId, self.event_id))
+        return any(
+            not isinstance(raw, msgspec.UnsetType) and bytes(raw) not in (b"null", b'""')
+            for raw in (self.eventId, self.event_id)
+        )
 
 
 _decode = msgspec.json.Decoder(_Ids).decode

@@ -33,7 +33,7 @@ def list_projects(api: Api, as_json: bool) -> None:
 @projects.command("create")
 @click.argument("project_id")
 @click.option(
-    "--key",
+    "--with-key",
     "kinds",
     type=click.Choice(["write", "read", "import", "admin"]),
     multiple=True,
@@ -51,7 +51,7 @@ def create_project(
 
     \b
     Example:
-      analytics-actors projects create shop --key write --key read
+      analytics-actors projects create shop --with-key write --with-key read
     """
     answer = api.post("/v1/projects", {"projectId": project_id, "keys": kinds, "expiresInSeconds": expires_in_s})
     if as_json:

@@ -1,0 +1,201 @@
+"""The commands that ask a gateway, through click's runner: output, exit codes, which key is used."""
+
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from analytics_actors.cli.drain import waiting_in
+from analytics_actors.cli.main import cli
+from analytics_actors.cli.status import ranges
+from tests.unit.cli_server import FakeGateway, data, gateway, invoke
+
+__all__ = ["data", "gateway"]
+
+VIEW = {
+    "pid": 77,
+    "partitions": [
+        {"partition": p, "state": "open", "epoch": 3, "next_offset": 9, "checkpoint": 8, "lag_events": 1}
+        for p in (0, 1, 2, 5)
+    ],
+    "waiting_events": 4,
+    "lag_events": 1200,
+    "lag_s": 0.25,
+    "log_bytes": 3 << 20,
+    "trouble": "PostgreSQL does not answer",
+}
+GATEWAY = {
+    "worker": 0,
+    "pid": 55,
+    "uptimeSeconds": 60,
+    "inflightBytes": 0,
+    "spoolBytes": 2048,
+    "spoolBatches": 1,
+    "lanes": {},
+}
+STATUS = {
+    "gateways": [GATEWAY],
+    "shards": [
+        {"shard": 0, "state": "open", "replaced": 2, "view": VIEW},
+        {"shard": 1, "state": "silent", "view": None},
+    ],
+    "services": {"postgres": "ok", "log": "no answer within 2.0 s"},
+}
+QUIET = {
+    "gateways": [GATEWAY | {"spoolBatches": 0}],
+    "shards": [{"shard": 0, "state": "open", "view": VIEW | {"lag_events": 0, "waiting_events": 0}}],
+    "services": {},
+}
+
+
+@pytest.mark.parametrize("name", cli.list_commands(None))  # type: ignore[arg-type]
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    words = {"projects": ["projects", "list"], "keys": ["keys", "create"]}.get(name, [name])
+    result = invoke(*words, "--help")
+    assert result.exit_code == 0
+    assert "Example" in result.output
+    assert f"analytics-actors {' '.join(words)}" in result.output
+
+
+def test_status_shows_shards_services_and_trouble(gateway: FakeGateway, data: Path) -> None:
+    gateway.answer("GET", "/v1/status", STATUS)
+    result = invoke("status", "--data", data, "--partitions")
+    assert result.exit_code == 0
+    for text in ("0-2 5", "1,200", "3.0 MiB", "no answer within 2.0 s", "silent", "PostgreSQL does not answer"):
+        assert text in result.output
+    assert gateway.keys == ["the-admin-key"]
+
+
+def test_status_as_json_is_the_gateways_answer(gateway: FakeGateway, data: Path) -> None:
+    gateway.answer("GET", "/v1/status", STATUS)
+    assert msgspec.json.decode(invoke("status", "--data", data, "--json").output) == STATUS
+
+
+def test_without_a_system_a_command_says_what_to_do(gateway: FakeGateway, tmp_path: Path) -> None:
+    result = invoke("status", "--data", tmp_path / "nothing")
+    assert result.exit_code == 1
+    assert "start a system with `up`" in result.output
+
+
+def test_a_gateway_that_is_away_is_told_in_a_sentence(gateway: FakeGateway, data: Path) -> None:
+    def away(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("connection refused", request=request)
+
+    gateway.routes["GET", "/v1/status"] = away
+    result = invoke("status", "--data", data)
+    assert result.exit_code == 1
+    assert "cannot reach http://gateway.test: connection refused" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_the_gateways_error_and_hint_are_shown(gateway: FakeGateway, data: Path) -> None:
+    error = {"code": "conflict", "message": "There is a project shop already.", "hint": "Choose another name."}
+    gateway.answer("POST", "/v1/projects", error, status=409)
+    result = invoke("projects", "create", "shop", "--data", data)
+    assert result.exit_code == 1
+    assert "There is a project shop already. Choose another name. (409 conflict)" in result.output
+
+
+def test_url_and_key_need_no_data_folder(gateway: FakeGateway, tmp_path: Path) -> None:
+    gateway.answer("GET", "/v1/status", QUIET)
+    result = invoke("status", "--data", tmp_path / "nothing", "--url", "http://other.test/", "--key", "given")
+    assert result.exit_code == 0
+    assert (gateway.keys, gateway.requests[0].url.host) == (["given"], "other.test")
+
+
+def test_projects_are_listed_over_all_pages(gateway: FakeGateway, data: Path) -> None:
+    def page(request: httpx.Request) -> httpx.Response:
+        after = request.url.params.get("after")
+        name = "b" if after else "a"
+        body = {"projects": [{"projectId": name, "createdAt": "2026-01-01T00:00:00Z"}]}
+        return httpx.Response(200, json=body if after else body | {"next": "a"})
+
+    gateway.routes["GET", "/v1/projects"] = page
+    listed = msgspec.json.decode(invoke("projects", "list", "--data", data, "--json").output)
+    assert [project["projectId"] for project in listed] == ["a", "b"]
+
+
+def test_a_project_is_created_with_keys(gateway: FakeGateway, data: Path) -> None:
+    made = {"projectId": "shop", "keys": [{"kind": "write", "key": "aa_write_x", "keyId": "1"}]}
+    gateway.answer("POST", "/v1/projects", made, status=201)
+    result = invoke("projects", "create", "shop", "--with-key", "write", "--data", data)
+    assert "aa_write_x" in result.output
+    assert gateway.bodies() == [{"projectId": "shop", "keys": ["write"], "expiresInSeconds": None}]
+
+
+def test_a_key_is_made_and_revoked(gateway: FakeGateway, data: Path) -> None:
+    gateway.answer("POST", "/v1/keys", {"kind": "read", "key": "aa_read_x", "keyId": "7"}, status=201)
+    gateway.answer("DELETE", "/v1/keys/7", {"keyId": "7", "effectiveWithinSeconds": 5.0})
+    made = invoke("keys", "create", "--project", "shop", "--kind", "read", "--expires-in", "60", "--data", data)
+    revoked = invoke("keys", "revoke", "7", "--data", data)
+    assert "aa_read_x" in made.output
+    assert "within 5 s" in revoked.output
+    assert gateway.bodies() == [{"projectId": "shop", "kind": "read", "expiresInSeconds": 60.0}]
+
+
+def test_a_kind_that_is_none_is_a_usage_error(data: Path) -> None:
+    assert invoke("keys", "create", "--kind", "super", "--data", data).exit_code == 2
+
+
+def test_drain_returns_when_nothing_waits_twice_in_a_row(
+    gateway: FakeGateway, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analytics_actors.cli.drain.time.sleep", lambda _: None)
+    answers = iter([STATUS, QUIET, STATUS, QUIET, QUIET])
+    gateway.routes["GET", "/v1/status"] = lambda _: httpx.Response(200, json=next(answers))
+    result = invoke("drain", "--data", data)
+    assert (result.exit_code, len(gateway.requests)) == (0, 5)
+
+
+def test_drain_gives_up_and_says_what_waits(gateway: FakeGateway, data: Path) -> None:
+    gateway.answer("GET", "/v1/status", STATUS)
+    result = invoke("drain", "--timeout", "0", "--data", data)
+    assert result.exit_code == 1
+    assert "shard 0: 1204 events" in result.output
+    assert "shard 1 is silent" in result.output
+
+
+def test_shards_that_cannot_be_asked_are_not_taken_for_empty() -> None:
+    assert waiting_in({"gateways": [], "shards": []}) == "the shards cannot be asked"
+
+
+def test_the_ledger_check_fails_on_a_difference(gateway: FakeGateway, data: Path) -> None:
+    difference = {"projectId": "shop", "what": "stored", "ledger": 3, "found": 2}
+    gateway.answer("GET", "/v1/ledger/check", {"differences": [difference]})
+    result = invoke("ledger", "--check", "--data", data)
+    assert result.exit_code == 1
+    assert "ledger=3  found=2" in result.output
+    gateway.answer("GET", "/v1/ledger/check", {"differences": []})
+    assert invoke("ledger", "--check", "--data", data).exit_code == 0
+    assert gateway.keys == ["the-admin-key"] * 2
+
+
+def test_the_ledger_of_the_own_project_needs_only_the_read_key(gateway: FakeGateway, data: Path) -> None:
+    hour = {"hour": "2026-01-01T00:00:00Z", "received": 5, "stored": 5}
+    gateway.answer("GET", "/v1/ledger", {"hours": [hour], "totals": {"received": 5}, "balanced": True})
+    result = invoke("ledger", "--data", data)
+    assert "it balances" in result.output
+    assert gateway.keys == ["the-read-key"]
+
+
+def test_tail_shows_the_newest_last_and_no_control_characters(gateway: FakeGateway, data: Path) -> None:
+    events = [
+        {"eventId": "2", "eventType": "b\x1b[31m", "userId": "u", "timestamp": "2026-01-02T00:00:00Z"},
+        {"eventId": "1", "eventType": "a", "userId": None, "timestamp": "2026-01-01T00:00:00Z"},
+    ]
+    gateway.answer("GET", "/v1/events", {"events": events})
+    result = invoke("tail", "--data", data, "--type", "x")
+    first, second = result.output.splitlines()
+    assert (first.split()[-1], second.split()[-1]) == ("1", "2")
+    assert "\x1b" not in result.output
+    assert gateway.requests[0].url.params["eventType"] == "x"
+    lines = invoke("tail", "--data", data, "--json").output.splitlines()
+    assert [msgspec.json.decode(line)["eventId"] for line in lines] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([], ""), ([3], "3"), ([2, 0, 1, 5], "0-2 5"), ([1, 3, 5], "1 3 5"), ([8, 9], "8-9")]
+)
+def test_numbers_are_written_as_ranges(numbers: list[int], text: str) -> None:
+    assert ranges(numbers) == text

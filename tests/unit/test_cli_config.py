@@ -1,0 +1,66 @@
+"""Settings on the command line: where a value comes from, and what is said about a wrong one."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from analytics_actors.cli.settings_options import as_words
+from tests.unit.cli_server import invoke
+
+
+def rows(*words: str | Path) -> dict[str, tuple[object, str]]:
+    result = invoke("config", "--json", *words)
+    assert result.exit_code == 0
+    return {row["name"]: (row["value"], row["origin"]) for row in msgspec.json.decode(result.output)}
+
+
+def test_each_value_tells_its_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[gateway]\nport = 1\nworkers = 2\n[actors]\nshards = 3\n")
+    monkeypatch.setenv("ANALYTICS_GATEWAY_WORKERS", "4")
+    found = rows("--config", file, "--shards", "5")
+    assert found["gateway.port"] == (1, str(file))
+    assert found["gateway.workers"] == (4, "$ANALYTICS_GATEWAY_WORKERS")
+    assert found["actors.shards"] == (5, "flag")
+    assert found["gateway.host"] == ("127.0.0.1", "default")
+
+
+def test_every_setting_has_a_description() -> None:
+    result = invoke("config", "--json")
+    assert all(row["description"] for row in msgspec.json.decode(result.output))
+
+
+def test_a_password_in_a_url_is_not_shown() -> None:
+    found = rows("--postgres-url", "postgresql://me:secret@db/x")
+    assert found["store.postgres_url"] == ("postgresql://me:[redacted]@db/x", "flag")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "gateway.prot=1"], "did you mean gateway.port?"),
+        (["--set", "gateway.port=70000"], "<= 65535"),
+        (["--set", "gateway.port"], "write it as NAME=VALUE"),
+        (["--shards", "0"], ">= 1"),
+        (["--config", "/nonexistent"], "does not exist"),
+    ],
+)
+def test_what_is_wrong_is_told_with_exit_code_2(words: list[str], said: str) -> None:
+    result = invoke("config", *words)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_an_unknown_variable_is_a_mistake_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANALYTICS_GATEWAY_PROT", "1")
+    result = invoke("up")
+    assert result.exit_code == 2
+    assert "$ANALYTICS_GATEWAY_PROT is no setting (did you mean ANALYTICS_GATEWAY_PORT?)" in result.output
+
+
+def test_flags_survive_the_way_to_a_detached_up() -> None:
+    words = as_words({"gateway.port": 0, "gateway.query_origins": "https://a.test,https://b.test"})
+    found = rows(*words)
+    assert found["gateway.port"] == (0, "flag")
+    assert found["gateway.query_origins"] == (["https://a.test", "https://b.test"], "flag")
