@@ -28,8 +28,9 @@ from gateway.rows import Decoded
 from gateway.services import KeyInfo, Services
 
 INLINE_BYTES = 1024 * 1024
-"""Up to this size a body is decoded on the event loop: about 5 ms. A thread would have to hand the
-interpreter's lock over and back; above this the others' latency is worth that."""
+"""Up to this size a body is decoded on the event loop, above it in a thread. Measured: 1,000 events (342 KiB)
+take 1.2 ms on the loop and 1.4 ms through the thread; 5,000 (1.7 MiB) would hold the loop up for 58 ms, with
+the thread for 6."""
 INLINE_COMPRESSED_BYTES = 128 * 1024
 """The same for what is yet to be inflated."""
 

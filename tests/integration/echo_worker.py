@@ -1,6 +1,7 @@
 """A worker with the real server and protocol around a tiny app: `python -m tests.integration.echo_worker`.
 
-The app answers the length of the body; `/slow` does so after a second; `/pid` answers the process id.
+The app answers the length of the body; `/slow` does so after a second; `/pid` answers the process id;
+`/early` answers without reading the body.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from gateway.server import serve
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     length = 0
-    more = True
+    more = scope["path"] != "/early"
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":

@@ -136,6 +136,36 @@ def test_handling_longer_than_the_deadlines_is_no_fault_of_the_client(worker: Wo
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
+def test_early_answer_comes_before_the_body_and_the_connection_goes_on(worker: Worker) -> None:
+    with worker.connect() as client:
+        client.sendall(b"POST /early HTTP/1.1\r\ncontent-length: 100000\r\n\r\n" + b"x" * 10)
+        assert read_answer(client)[0] == 200
+        client.sendall(b"x" * 99_990 + POST + b"\r\nhello")
+        assert read_answer(client) == (200, b"5")
+
+
+def test_body_that_never_ends_after_an_early_answer_ends_the_connection(worker: Worker) -> None:
+    with worker.connect() as client:
+        client.sendall(b"POST /early HTTP/1.1\r\ncontent-length: 100000\r\n\r\n" + b"x" * 10)
+        assert read_answer(client)[0] == 200
+        assert read_to_end(client) == b""
+
+
+@pytest.mark.parametrize("method", [b"HEAD", b"GET"])
+def test_answers_without_a_body_are_sent(worker: Worker, method: bytes) -> None:
+    answer = worker.exchange(method + b" / HTTP/1.1\r\nconnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\n" if method == b"HEAD" else b"\r\n\r\n0")
+
+
+def test_expect_100_is_answered(worker: Worker) -> None:
+    with worker.connect() as client:
+        client.sendall(POST + b"expect: 100-continue\r\n\r\n")
+        assert client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"hello")
+        assert read_answer(client) == (200, b"5")
+
+
 def test_20000_headers_get_431(worker: Worker) -> None:
     answer = worker.exchange(b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 20_000 + b"\r\n")
     assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
