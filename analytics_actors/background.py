@@ -1,8 +1,11 @@
 """Tasks that run beside the calls: kept from being collected, and their failures kept from being overlooked."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 
 class Background:
@@ -19,8 +22,9 @@ class Background:
 
     def _ended(self, task: "asyncio.Task[None]", on_end: Callable[[], None] | None) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self.failure = task.exception()
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self.failure = failure
+            _log.error("a background task has failed", exc_info=failure, extra={"action": "task_failed"})
         if on_end is not None:
             on_end()
 

@@ -8,35 +8,139 @@ and while PostgreSQL or Redis are away: known keys come from disk, and events go
 
 import argparse
 import asyncio
+import gc
+import logging
+import re
 import socket
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import uvloop
 
+from analytics_actors.background import Background
 from config import logs
 from config.settings import Settings
 from gateway.app import create_app
 from gateway.decode import Decoder
 from gateway.ingest import GatewayIngest
 from gateway.keys import KeyCache
+from gateway.metrics import Metrics
 from gateway.ray_link import RayLink
 from gateway.server import serve
 from gateway.services import Services
 from gateway.spooler import Spooler
 from gateway.status import WorkerStatus
+from storage.event_queries import EventQueries
+from storage.key_cache_file import KeyCacheFile
+from storage.postgres import Postgres
+from storage.redis_log import RedisLog
+from storage.registry import Registry
 from storage.spool import Spool
+
+GAUGES_INTERVAL_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Builds the services of one worker, serves, and takes them down in the opposite order."""
+
+    def __init__(self, settings: Settings, *, number: int) -> None:
+        self._settings = settings
+        self._number = number
+        self._folder = Path(settings.spool.directory or Path(settings.data) / "gateway")
+        self._metrics = Metrics()
+        self._link = RayLink(settings)
+        self._spooler = Spooler(settings, self._open_spool(), self._link)
+        self._ingest = GatewayIngest(settings, self._link, self._spooler)
+
+    async def run(self, sock: socket.socket) -> None:
+        """Return after SIGTERM, when every request that was taken has its answer."""
+        settings, gateway = self._settings, self._settings.gateway
+        async with AsyncExitStack() as stack:
+            stack.callback(self._link.stop)
+            stack.callback(self._spooler.close)
+            postgres = Postgres(
+                settings.store.postgres_url,
+                owner=f"gateway-{self._number}",
+                pool_size=settings.store.pool_size,
+                deadline_s=gateway.query_deadline_s,
+                connect_timeout_s=settings.store.connect_timeout_s,
+            )
+            stack.push_async_callback(postgres.close)
+            log = RedisLog(settings.log.redis_url, settings.log)
+            stack.push_async_callback(log.close)
+            registry = Registry(postgres)
+            keys = KeyCache(registry, KeyCacheFile(self._folder / f"keys-{self._number}.sqlite"), gateway)
+            stack.callback(keys.close)
+            status = WorkerStatus(
+                settings,
+                self._link,
+                self._ingest,
+                self._spooler,
+                postgres=postgres,
+                log=log,
+                worker=self._number,
+            )
+            app = create_app(
+                Services(
+                    settings=gateway,
+                    decoder=Decoder(gateway),
+                    ingest=self._ingest,
+                    keys=keys,
+                    registry=registry,
+                    queries=EventQueries(postgres, max_event_ahead_s=gateway.max_event_ahead_s),
+                    status=status,
+                    metrics=self._metrics,
+                )
+            )
+            background = Background()
+            stack.push_async_callback(background.close)
+            drainers = [self._spooler.run(shard) for shard in range(settings.actors.shards)]
+            for run in (keys.run(), self._update_gauges(), *drainers):
+                background.spawn(run)
+            self._link.start()
+            # What lives now lives for ever: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+            await serve(app, sock, gateway, on_shutdown=lambda: None)
+            await self._ingest.drain()
+
+    def _open_spool(self) -> Spool:
+        spool = Spool(self._folder / f"spool-{self._number}.sqlite", max_bytes=self._settings.spool.max_bytes)
+        if self._number == 0:
+            for path in self._orphans():
+                _log.info("taking over a spool", extra={"action": "spool_adopted", "path": str(path)})
+                spool.adopt(path)
+        return spool
+
+    def _orphans(self) -> list[Path]:
+        """Spools of workers that there were and are no more."""
+        numbered = [(path, re.fullmatch(r"spool-(\d+)", path.stem)) for path in self._folder.glob("spool-*.sqlite")]
+        return [path for path, match in numbered if match and int(match[1]) >= self._settings.gateway.workers]
+
+    async def _update_gauges(self) -> None:
+        while True:
+            self._metrics.inflight_bytes.set(self._ingest.inflight_bytes)
+            self._metrics.spool_bytes.set(self._spooler.bytes)
+            self._metrics.spool_batches.set(self._spooler.batches)
+            await asyncio.sleep(GAUGES_INTERVAL_S)
+
+
+async def _run(settings: Settings, sock: socket.socket, *, number: int) -> None:
+    await Worker(settings, number=number).run(sock)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m gateway.worker")
+    parser = argparse.ArgumentParser(prog="python -m gateway.worker", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--worker", type=int, required=True)
     arguments = parser.parse_args()
     logs.configure(f"gateway-{arguments.worker}")
     settings = Settings.from_json(arguments.settings.read_bytes())
-    uvloop.run(run(settings, socket.socket(fileno=arguments.fd), worker=arguments.worker))
+    uvloop.run(_run(settings, socket.socket(fileno=arguments.fd), number=arguments.worker))
     return 0
 
 

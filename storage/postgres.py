@@ -74,6 +74,11 @@ class Postgres:
                 raise
             await transaction.commit()
 
+    async def check(self) -> None:
+        """Raises `Unavailable` or `Misconfigured` unless the server answers a query."""
+        async with self.session() as connection:
+            await connection.execute("SELECT 1")
+
     async def _opened(self) -> "asyncpg.Pool[asyncpg.Record]":
         async with self._opening:
             if self._pool is None:

@@ -20,6 +20,7 @@ from storage.event_batch import EventBatch, decode_batch, encode_batch
 from storage.fingerprint import fingerprint
 
 SPOOL_VERSION = 1
+_ADOPT_BYTES = 4 * 1024 * 1024
 
 
 class SpooledBatch(NamedTuple):
@@ -106,6 +107,16 @@ class Spool:
             if wanted in np.frombuffer(decode_batch(raw).fingerprints, dtype="<u8"):
                 return True
         return False
+
+    def adopt(self, path: Path) -> None:
+        """Take over all of another spool, whose file is then removed. Raises `SpoolFull` and leaves the rest."""
+        other = Spool(path, max_bytes=0)
+        partitions = list(other.depth)
+        while moved := other.oldest(partitions, max_bytes=_ADOPT_BYTES):
+            self.put([spooled.batch for spooled in moved])
+            other.remove(moved)
+        other.close()
+        path.unlink()
 
     def remove(self, done: Sequence[SpooledBatch]) -> None:
         """Forget batches that are in the log now."""

@@ -98,3 +98,15 @@ def test_a_spool_of_another_version_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(FormatError, match="version 99"):
         open_spool(tmp_path)
+
+
+def test_a_spool_that_nobody_has_any_more_is_taken_over(tmp_path: Path) -> None:
+    orphan = Spool(tmp_path / "orphan.sqlite", max_bytes=1_000_000)
+    orphan.put([batch(1), batch(2, partition=3)])
+    orphan.close()
+    spool = open_spool(tmp_path)
+    spool.put([batch(9)])
+    spool.adopt(tmp_path / "orphan.sqlite")
+    assert [s.batch for s in spool.oldest([0, 3], max_bytes=10_000)] == [batch(9), batch(1), batch(2, partition=3)]
+    assert not (tmp_path / "orphan.sqlite").exists()
+    spool.close()
