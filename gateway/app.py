@@ -42,6 +42,6 @@ def routed_endpoints(services: Services, contract: documentation.OpenApi) -> lis
         *read_events.ENDPOINTS,
         *projects.ENDPOINTS,
         *keys.ENDPOINTS,
-        *health.endpoints(exposition),
+        *health.endpoints(exposition, services.status),
         *documentation.endpoints(contract),
     ]

@@ -5,7 +5,6 @@ supervisor sets, and any worker answers for all of them.
 """
 
 import os
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from config import metrics as catalogue
 from config.metrics import Metric
+from gateway.recent import Recent
 
 SNAPSHOT_TTL_S = 1.0
 """A scraper that asks more often than this gets the shards' numbers of the last second again."""
@@ -86,13 +86,9 @@ class Exposition:
         self,
         metrics: Metrics,
         snapshot: Callable[[], Awaitable[Mapping[str, Any]]],
-        *,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._snapshot = snapshot
-        self._clock = clock
+        self._snapshot = Recent(snapshot, ttl_s=SNAPSHOT_TTL_S)
         self._shards = _ShardCollector()
-        self._taken_at = float("-inf")
         self._registry = metrics.registry
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             self._registry = CollectorRegistry()
@@ -101,11 +97,8 @@ class Exposition:
         ProcessCollector(registry=self._registry)
 
     async def text(self) -> bytes:
-        now = self._clock()
-        if now - self._taken_at >= SNAPSHOT_TTL_S:
-            self._taken_at = now
-            shards = (await self._snapshot())["shards"]
-            self._shards.views = [(str(row["shard"]), row["view"]) for row in shards if row["view"]]
+        shards = (await self._snapshot.get())["shards"]
+        self._shards.views = [(str(row["shard"]), row["view"]) for row in shards if row["view"]]
         return generate_latest(self._registry)
 
 

@@ -7,7 +7,11 @@ import msgspec
 from gateway.answers import Answer, json_answer
 from gateway.endpoint import Call, Endpoint, Handler
 from gateway.metrics import CONTENT_TYPE, Exposition
-from gateway.services import Readiness
+from gateway.recent import Recent
+from gateway.services import Readiness, Status
+
+READINESS_TTL_S = 1.0
+"""Anybody may ask, and each question goes to every service."""
 
 
 class Alive(msgspec.Struct):
@@ -22,12 +26,17 @@ async def healthz(_: Call) -> Answer:
     return Answer(200, _ALIVE)
 
 
-async def readyz(call: Call) -> Answer:
-    readiness = await call.services.status.readiness()
-    return json_answer(readiness, status=200 if readiness.accepting else 503)
+def readyz(status: Status) -> Handler:
+    readiness = Recent(status.readiness, ttl_s=READINESS_TTL_S)
+
+    async def handler(_: Call) -> Answer:
+        found = await readiness.get()
+        return json_answer(found, status=200 if found.accepting else 503)
+
+    return handler
 
 
-async def status(call: Call) -> Answer:
+async def show_status(call: Call) -> Answer:
     return json_answer(await call.services.status.snapshot())
 
 
@@ -38,7 +47,7 @@ def metrics(exposition: Exposition) -> Handler:
     return handler
 
 
-def endpoints(exposition: Exposition) -> list[Endpoint]:
+def endpoints(exposition: Exposition, status: Status) -> list[Endpoint]:
     return [
         Endpoint(
             method="GET",
@@ -54,7 +63,7 @@ def endpoints(exposition: Exposition) -> list[Endpoint]:
             summary="Whether events can be accepted (200) or not (503), and the state of each dependency",
             access="open",
             answers={200: Readiness, 503: Readiness},
-            handler=readyz,
+            handler=readyz(status),
         ),
         Endpoint(
             method="GET",
@@ -70,6 +79,6 @@ def endpoints(exposition: Exposition) -> list[Endpoint]:
             summary="Gateways, shards and services as they are now",
             access="system",
             answers={200: dict[str, Any]},
-            handler=status,
+            handler=show_status,
         ),
     ]

@@ -146,7 +146,7 @@ OPERATIONS = [
 
 
 class WriteRoutes:
-    """The two routes. One thread decodes what is too large for the event loop; it is ended by `close`."""
+    """The two routes."""
 
     def __init__(
         self, services: Services, budget: BodyBudget, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -227,9 +227,6 @@ class WriteRoutes:
         if rejections:
             metrics.rejected(Counter(rejection.code for rejection in rejections.values()))
         return Taken(decoded, duplicates, ack)
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def batch_body(taken: Taken) -> bytes:

@@ -185,6 +185,7 @@ class FakeStatus:
         self.place: Place = "unknown"
         self.waiting = Pending({}, complete=True)
         self.snapshots = 0
+        self.asked = 0
 
     async def snapshot(self) -> dict[str, Any]:
         self.snapshots += 1
@@ -194,6 +195,7 @@ class FakeStatus:
         return {"gateways": [], "shards": [shard, {"shard": 1, "view": None}], "services": {}}
 
     async def readiness(self) -> Readiness:
+        self.asked += 1
         return self.ready
 
     async def trace(self, project_id: str, event_id: str) -> Place:

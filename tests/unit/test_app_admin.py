@@ -122,17 +122,21 @@ async def test_database_away_is_503() -> None:
     assert "retry-after" in answer.headers
 
 
-async def test_health_and_readiness() -> None:
-    system = System()
-    async with system.client() as client:
+async def test_health() -> None:
+    async with System().client() as client:
         assert (await client.get("/healthz")).json() == {"status": "ok"}
-        ready = await client.get("/readyz")
-        system.status.ready = Readiness(accepting=False, parts={"log": "away", "spool": "full"})
-        unready = await client.get("/readyz")
-        head = await client.head("/healthz")
-    assert (ready.status_code, ready.json()["accepting"]) == (200, True)
-    assert (unready.status_code, unready.json()["parts"]["spool"]) == (503, "full")
-    assert head.status_code == 200
+        assert (await client.head("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize(("accepting", "status"), [(True, 200), (False, 503)])
+async def test_readiness_shows_each_part_and_asks_once(accepting: bool, status: int) -> None:
+    system = System()
+    system.status.ready = Readiness(accepting=accepting, parts={"log": "away", "spool": "full"})
+    async with system.client() as client:
+        answers = [await client.get("/readyz") for _ in range(3)]
+    assert {answer.status_code for answer in answers} == {status}
+    assert answers[0].json() == {"accepting": accepting, "parts": {"log": "away", "spool": "full"}}
+    assert system.status.asked == 1
 
 
 async def test_metrics_show_the_catalogue_and_the_shards() -> None:
