@@ -1,35 +1,60 @@
 """Poison rows: those that PostgreSQL can never take. They are set aside, their neighbours are stored.
 
-A COPY fails as a whole and does not say which row it was, so the rows are halved until the bad ones stand
-alone, each attempt in a savepoint of the write's transaction. The reason goes with the event into
-`dead_letters`, where its payload is the event as JSON: what text cannot hold (NUL, broken UTF-8) is
-replaced in the columns that it is found by, and escaped or replaced in the payload.
+A COPY fails as a whole. Its error says in which line it failed, so the search goes on behind that line; where
+it does not say, the rows are halved until the bad one stands alone. Every attempt of the search is a short
+transaction that is rolled back: savepoints inside the write would hold a lock each until its end, and some
+thousands of bad rows (one client is enough) would use up the server's lock table and stop the partition.
+
+The reason goes with the event into `dead_letters`, whose payload is the event as JSON: what text cannot hold
+(NUL, broken UTF-8) is replaced in the columns that it is found by, and escaped or replaced in the payload.
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import asyncpg
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from storage.copy_format import COPY_COLUMNS, encode_copy, in_pieces
-from storage.errors import Unavailable
+from storage.errors import StorageError, Unavailable
 from storage.event_batch import COLUMNS
 from storage.ledger_counts import RowKey
-from storage.postgres import Connection
+from storage.postgres import Connection, Postgres
 from storage.statements import statement
 
 _INSERT = statement("insert_dead_letters")
 
 # SQLSTATE classes that blame the data: 22 data exception, 23 constraint violation, 54 limit exceeded.
 _POISON_CLASSES = frozenset({"22", "23", "54"})
+_LINE = re.compile(r"^COPY events_log\w*, \S+ (\d+)", re.MULTILINE)
+# Bad rows come together: behind one a few rows are tried, and more with every success.
+_FEW_ROWS = 16
+_GROWTH = 4
 _MESSAGE_CHARS = 1000
 _LAST_INSTANT_US = 253402300799999999  # 9999-12-31T23:59:59.999999Z
 
 
 class MissingDay(Unavailable):
     """There is no daily partition for the rows: nothing is wrong with them."""
+
+
+class Refusal(NamedTuple):
+    """What PostgreSQL (or the encoding) says of rows that it does not take. `row` counts from 0, where known."""
+
+    error_code: str
+    message: str
+    row: int | None
+
+
+class RowsRefused(StorageError):
+    """A COPY failed because of what is in its rows; nothing of it is there."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
 class Poison(NamedTuple):
@@ -44,31 +69,14 @@ class Poison(NamedTuple):
         return RowKey(*(self.row.column(name)[0].as_py() for name in ("partition_id", "log_offset", "row_number")))
 
 
-async def copy_what_can_be_stored(connection: Connection, rows: pa.RecordBatch) -> list[Poison]:
-    """COPY the rows into events_log; those that it refuses are returned. Raises `MissingDay` and driver errors."""
-    poison: list[Poison] = []
-    waiting = [rows] if rows.num_rows else []
-    while waiting:
-        part = waiting.pop()
-        refusal = await _copy(connection, part)
-        if refusal is None:
-            continue
-        if part.num_rows == 1:
-            poison.append(Poison(part, *refusal))
-            continue
-        half = part.num_rows // 2
-        waiting += [part.slice(half), part.slice(0, half)]
-    return poison
-
-
-async def _copy(connection: Connection, rows: pa.RecordBatch) -> tuple[str, str] | None:
-    """None when all rows were taken, else the code and message of the refusal; then none was."""
+async def copy_rows(connection: Connection, rows: pa.RecordBatch) -> None:
+    """COPY the rows into events_log. Raises `RowsRefused`, `MissingDay` and driver errors."""
+    if not rows.num_rows:
+        return
     try:
         encoded = encode_copy(rows)
     except ValueError as error:
-        return "encode", str(error)[:_MESSAGE_CHARS]
-    savepoint = connection.transaction()
-    await savepoint.start()
+        raise RowsRefused(Refusal("encode", str(error), None)) from error
     try:
         status = await connection.copy_to_table(
             "events_log", source=in_pieces(encoded), columns=COPY_COLUMNS, format="binary"
@@ -76,19 +84,62 @@ async def _copy(connection: Connection, rows: pa.RecordBatch) -> tuple[str, str]
     except asyncpg.PostgresError as error:
         if _is_missing_day(error):
             raise MissingDay(f"no daily partition: {error}") from error
-        if (error.sqlstate or "")[:2] not in _POISON_CLASSES:
-            raise
-        await savepoint.rollback()
-        return error.sqlstate or "", str(error)[:_MESSAGE_CHARS]
+        if (error.sqlstate or "")[:2] in _POISON_CLASSES:
+            raise RowsRefused(Refusal(error.sqlstate or "", str(error), _failed_row(error, rows.num_rows))) from error
+        raise
     if status != f"COPY {rows.num_rows}":
         raise Unavailable(f"{status} instead of {rows.num_rows} rows: has events_log a trigger that drops some?")
-    await savepoint.commit()
-    return None
 
 
 def _is_missing_day(error: asyncpg.PostgresError) -> bool:
     """A row that no partition takes is told as a check violation of the table without a constraint's name."""
     return isinstance(error, asyncpg.CheckViolationError) and error.constraint_name is None
+
+
+def _failed_row(error: asyncpg.PostgresError, rows: int) -> int | None:
+    found = _LINE.search(error.context or "")
+    return int(found[1]) - 1 if found and 0 < int(found[1]) <= rows else None
+
+
+async def split_poison(
+    postgres: Postgres, rows: pa.RecordBatch, refusal: Refusal
+) -> tuple[pa.RecordBatch, list[Poison]]:
+    """The rows that a COPY takes, and the others; at least one, as `refusal` told of all of them. Stores nothing."""
+    poison: dict[int, Poison] = {}
+    start, length = 0, rows.num_rows
+    found: Refusal | None = refusal
+    while True:
+        if found is None:
+            start, length = start + length, length * _GROWTH
+        elif found.row is None and length > 1:
+            length //= 2
+        else:
+            bad = start + (found.row or 0)
+            poison[bad] = Poison(rows.slice(bad, 1), found.error_code, found.message[:_MESSAGE_CHARS])
+            start, length = bad + 1, _FEW_ROWS
+        length = min(length, rows.num_rows - start)
+        if not length:
+            break
+        found = await _attempt(postgres, rows.slice(start, length))
+    good = np.ones(rows.num_rows, bool)
+    good[list(poison)] = False
+    return rows.filter(pa.array(good)), list(poison.values())
+
+
+async def _attempt(postgres: Postgres, rows: pa.RecordBatch) -> Refusal | None:
+    """What a COPY of these rows is refused for, None when it is not; it is undone."""
+    try:
+        async with postgres.transaction() as connection:
+            await copy_rows(connection, rows)
+            raise _Undo
+    except _Undo:
+        return None
+    except RowsRefused as error:
+        return error.refusal
+
+
+class _Undo(StorageError):
+    """Leaves a transaction's block without a commit."""
 
 
 async def insert_dead_letters(connection: Connection, poison: Sequence[Poison]) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from config.settings import StoreSettings
 from storage.copy_format import gather
-from storage.dead_letters import MissingDay, Poison, copy_what_can_be_stored, insert_dead_letters
+from storage.dead_letters import MissingDay, Poison, RowsRefused, copy_rows, insert_dead_letters, split_poison
 from storage.errors import Fenced
 from storage.event_store import Checkpoint, PartitionWrite, StoredId, WriteResult
 from storage.ledger_counts import COUNTED, count, total
@@ -93,9 +93,22 @@ class PostgresStore:
             return await self._write(writes, rows)
 
     async def _write(self, writes: Sequence[PartitionWrite], rows: pa.RecordBatch) -> WriteResult:
+        """Each turn but the last finds at least one poison row."""
+        poison: list[Poison] = []
+        while True:
+            try:
+                return await self._commit(writes, rows, poison)
+            except RowsRefused as refused:
+                rows, found = await split_poison(self._postgres, rows, refused.refusal)
+                poison += found
+                _log.warning("rows became dead letters", extra={"action": "dead_letters", "rows": len(found)})
+
+    async def _commit(
+        self, writes: Sequence[PartitionWrite], rows: pa.RecordBatch, poison: Sequence[Poison]
+    ) -> WriteResult:
         async with self._postgres.transaction() as connection:
             await _lock_checkpoints(connection, writes)
-            poison = await copy_what_can_be_stored(connection, rows)
+            await copy_rows(connection, rows)
             await insert_dead_letters(connection, poison)
             result = await _add_to_ledger(connection, writes, poison)
             partitions = [write.partition for write in writes]

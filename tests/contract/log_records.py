@@ -42,7 +42,7 @@ def event(event_id: str, project_id: str = "shop", **columns: Any) -> dict[str, 
 
 def batch(*events: dict[str, Any], duplicates: Sequence[int] = (), rejected: int = 0) -> RecordBatch:
     """Segments follow the rows; refused events are counted to the first of them."""
-    segments = []
+    segments: list[Segment] = []
     for (project_id, hour), run in groupby(events, key=lambda row: (row["project_id"], hour_of(row["received_at"]))):
         segments.append(Segment(project_id, hour, len(list(run)), 0 if segments else rejected))
     if not events:

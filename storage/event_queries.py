@@ -1,0 +1,229 @@
+"""Reading the event store: events by page, one event by its id, a dead letter.
+
+Events come as JSON text in the API's words, built by PostgreSQL; an answer is put together without parsing.
+Pages follow a key, not a number: a cursor names the last event of its page, so that rows that arrive
+meanwhile shift nothing.
+
+Which index serves is decided here and not by the planner, which knows nothing of how well a Bloom filter
+leaves out pages (it would read the whole table): see `_BY_NEWEST` and `_BY_LOOKUP`, and migration 0002.
+"""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import datetime, timedelta
+from typing import Annotated, Literal, NamedTuple
+
+import asyncpg
+import msgspec
+
+from storage.postgres import Postgres
+from storage.statements import statement
+
+Order = Literal["newest", "received"]
+
+_EVENT_JSON = statement("event_json")
+_FIND_EVENT = statement("find_event").replace("event_json", _EVENT_JSON)
+_FIND_DEAD_LETTER = statement("find_dead_letter")
+_BY_NEWEST = "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)"
+_BY_LOOKUP = "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_indexscan', 'off', true)"
+_KEYS = {"newest": '"timestamp"', "received": "created_at"}
+_DIRECTIONS = {"newest": "DESC", "received": "ASC"}
+_SIGNS = {"newest": "<", "received": ">"}
+# Some 15 ms; what makes up more than half a percent of a project's events fills a page of 100 from them.
+_PROBED_EVENTS = 20_000
+
+
+class InvalidCursor(ValueError):
+    """Not a cursor of this order of list."""
+
+
+class EventPage(NamedTuple):
+    events: list[msgspec.Raw]
+    """JSON objects."""
+    next_cursor: str | None
+    """None when a list of the newest is at its end. In the order of receipt it is always where to go on."""
+
+
+class StoredEvent(NamedTuple):
+    """An event and where it is: its log record, and when it was received and stored."""
+
+    event: msgspec.Raw
+    partition: int
+    offset: int
+    received_at: datetime
+    stored_at: datetime
+
+
+class DeadLetter(NamedTuple):
+    """Where an event stood in the log that could not be stored, and why."""
+
+    partition: int
+    offset: int
+    row_number: int
+    received_at: datetime
+    dead_lettered_at: datetime
+    error_code: str
+    message: str
+
+
+class EventQueries:
+    """Every call has the deadline of the `Postgres` it is given, and raises `Unavailable` after it."""
+
+    def __init__(self, postgres: Postgres, *, max_event_ahead_s: float = 86400.0) -> None:
+        """No event's time is later than its receipt by more than `max_event_ahead_s`."""
+        self._postgres = postgres
+        self._max_ahead = timedelta(seconds=max_event_ahead_s)
+
+    async def list_events(
+        self,
+        project_id: str,
+        *,
+        event_type: str | None = None,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        order: Order = "newest",
+    ) -> EventPage:
+        """A page of a project's events with `start` <= time < `end`.
+
+        `newest` goes back in event time. `received` goes forward in the order of storing, which within a
+        project is the order of its log (OR-1), for those who follow it; `start` and `end` are then times of
+        storing, and without them or a cursor everything is read. Raises `InvalidCursor`.
+        """
+        filters = {"event_type": event_type, "user_id": user_id, "session_id": session_id}
+        given = {column: text for column, text in filters.items() if text is not None}
+        if not all(map(_can_be_stored, (project_id, *given.values()))):
+            return EventPage([], None)
+        listing = _Listing(order, project_id, limit=limit + 1)
+        for column, text in given.items():
+            listing.filters.add(f"{column} = ?", text)
+        self._add_times(listing, start, end)
+        if cursor is not None:
+            listing.after(*_decode_cursor(cursor, order))
+        return _page(await self._rows(listing), limit, order, cursor)
+
+    def _add_times(self, listing: "_Listing", start: datetime | None, end: datetime | None) -> None:
+        if start is not None:
+            listing.times.add(f"{listing.key} >= ?", start)
+            # Leaves out the days before; a later day may still bring an event of then.
+            listing.times.add("created_at >= ?", start - self._max_ahead)
+        if end is not None:
+            listing.times.add(f"{listing.key} < ?", end)
+
+    async def _rows(self, listing: "_Listing") -> list[asyncpg.Record]:
+        """Frequent things are among the newest; only what is rare is worth looking up by its filters."""
+        if listing.order == "newest":
+            rows = await self._fetch(_BY_NEWEST, listing.statement_by_newest(), listing.values)
+            if not listing.filters or len(rows) == listing.limit:
+                return rows
+        return await self._fetch(_BY_LOOKUP, listing.statement_by_lookup(), listing.values)
+
+    async def find_event(self, project_id: str, event_id: str) -> StoredEvent | None:
+        """The event of that id; the latest, should an id have come back after the dedupe window."""
+        if not (_can_be_stored(project_id) and _can_be_stored(event_id)):
+            return None
+        rows = await self._fetch(_BY_LOOKUP, _FIND_EVENT, [project_id, event_id])
+        return StoredEvent(msgspec.Raw(rows[0][0].encode()), *rows[0][1:]) if rows else None
+
+    async def find_dead_letter(self, project_id: str, event_id: str) -> DeadLetter | None:
+        """The last dead letter of that id."""
+        if not (_can_be_stored(project_id) and _can_be_stored(event_id)):
+            return None
+        async with self._postgres.session() as connection:
+            row = await connection.fetchrow(_FIND_DEAD_LETTER, project_id, event_id)
+        return None if row is None else DeadLetter(*row)
+
+    async def _fetch(self, plan: str, sql: str, values: list[object]) -> list[asyncpg.Record]:
+        async with self._postgres.transaction(snapshot=True) as connection:
+            await connection.execute(plan)
+            return await connection.fetch(sql, *values)
+
+
+class _Conditions:
+    """Parts of a WHERE; `?` becomes the number of the value in the statement's list."""
+
+    def __init__(self, values: list[object]) -> None:
+        self._values = values
+        self._parts: list[str] = []
+
+    def add(self, part: str, *values: object) -> None:
+        for value in values:
+            self._values.append(value)
+            part = part.replace("?", f"${len(self._values)}", 1)
+        self._parts.append(part)
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def __str__(self) -> str:
+        return " AND ".join(self._parts) or "true"
+
+
+class _Listing:
+    """One list's conditions, and the statements that serve it by one index or the other."""
+
+    def __init__(self, order: Order, project_id: str, *, limit: int) -> None:
+        self.order = order
+        self.limit = limit
+        self.key = _KEYS[order]
+        self.values: list[object] = []
+        self.project, self.times, self.filters = (_Conditions(self.values) for _ in range(3))
+        self.project.add("project_id = ?", project_id)
+        direction = _DIRECTIONS[order]
+        self._ordering = f"ORDER BY {self.key} {direction}, log_offset {direction}, event_id {direction}"
+
+    def after(self, at: datetime, log_offset: int, event_id: str) -> None:
+        """Only what comes after that event in this order."""
+        sign = _SIGNS[self.order]
+        # The second says it all; the first is what an index understands.
+        self.times.add(f"{self.key} {sign}= ?", at)
+        self.times.add(f"({self.key}, log_offset, event_id) {sign} (?, ?, ?)", at, log_offset, event_id)
+
+    def statement_by_newest(self) -> str:
+        """Without filters the whole answer, with them what is among the newest `_PROBED_EVENTS`."""
+        probe = f"{self._ordering} LIMIT {_PROBED_EVENTS}" if self.filters else ""
+        return self._statement(f"SELECT * FROM events_log WHERE {self.project} AND {self.times} {probe}", self.filters)
+
+    def statement_by_lookup(self) -> str:
+        """OFFSET 0 is a fence: the project, which every index has, cannot draw the planner to another one."""
+        return self._statement(f"SELECT * FROM events_log WHERE {self.filters} AND {self.times} OFFSET 0", self.project)
+
+    def _statement(self, source: str, wanted: _Conditions) -> str:
+        return f"""
+            SELECT {_EVENT_JSON}, {self.key}, log_offset, event_id
+            FROM (SELECT * FROM ({source}) AS source WHERE {wanted} {self._ordering} LIMIT {self.limit:d}) AS page
+            {self._ordering}
+        """
+
+
+def _page(rows: list[asyncpg.Record], limit: int, order: Order, cursor: str | None) -> EventPage:
+    events = [msgspec.Raw(row[0].encode()) for row in rows[:limit]]
+    if len(rows) > limit or (rows and order == "received"):
+        return EventPage(events, _encode_cursor(order, *rows[len(events) - 1][1:]))
+    return EventPage(events, cursor if order == "received" else None)
+
+
+def _encode_cursor(order: Order, at: datetime, log_offset: int, event_id: str) -> str:
+    return urlsafe_b64encode(msgspec.json.encode((order, at, log_offset, event_id))).decode().rstrip("=")
+
+
+_cursor_decoder = msgspec.json.Decoder(tuple[Order, Annotated[datetime, msgspec.Meta(tz=True)], int, str])
+
+
+def _decode_cursor(cursor: str, order: Order) -> tuple[datetime, int, str]:
+    try:
+        made_for, at, log_offset, event_id = _cursor_decoder.decode(
+            urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        )
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise InvalidCursor("the cursor is not one that this server made") from error
+    if made_for != order or not _can_be_stored(event_id) or not 0 <= log_offset < 1 << 63:
+        raise InvalidCursor(f"the cursor belongs to a list in the order {made_for}")
+    return at, log_offset, event_id
+
+
+def _can_be_stored(text: str | None) -> bool:
+    """What PostgreSQL's text cannot hold (NUL, lone surrogates) is in no row."""
+    return text is None or ("\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text))
