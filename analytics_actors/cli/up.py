@@ -56,10 +56,10 @@ def _detach(folder: DataFolder, config: Path | None, flags: Mapping[str, Any]) -
     command += ["--config", str(config)] if config else []
     log_path = folder.logs / "up.stderr.log"
     try:
-        is_ready = start_detached(command, log_path=log_path, report=_say, option=_READY_OPTION)
+        process = start_detached(command, log_path=log_path, report=_say, option=_READY_OPTION)
     except KeyboardInterrupt:
         raise Failure("stopped before it was ready") from None
-    if not is_ready:
+    if process is None:
         raise Failure(f"it did not start; the end of {log_path}:\n{log_end(log_path)}")
     connection = Connection.load(folder.connection_file)
     assert connection is not None

@@ -31,8 +31,13 @@ class Progress:
         self._file.close()
 
 
-def start_detached(command: Sequence[str], *, log_path: Path, report: Report, option: str) -> bool:
-    """Run the command with `option FD` added, return whether it got ready. A Ctrl-C meanwhile stops it."""
+def start_detached(
+    command: Sequence[str], *, log_path: Path, report: Report, option: str
+) -> "subprocess.Popen[bytes] | None":
+    """Run the command with `option FD` added. Returns its process when it is ready, None when it has failed.
+
+    A Ctrl-C meanwhile stops it.
+    """
     reader, writer = os.pipe()
     with log_path.open("ab") as log:
         child = subprocess.Popen(
@@ -51,9 +56,10 @@ def start_detached(command: Sequence[str], *, log_path: Path, report: Report, op
         child.send_signal(signal.SIGTERM)
         child.wait()
         raise
-    if not is_ready:
-        child.wait()
-    return is_ready
+    if is_ready:
+        return child
+    child.wait()
+    return None
 
 
 def _follow(lines: Iterable[str], report: Report) -> bool:

@@ -1,0 +1,226 @@
+"""The parts of `up` that need no server: folder and lock, run.json, restarts, logs, the detached child's words."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from analytics_actors.process_identity import identify
+from analytics_actors.up import daemon, logs
+from analytics_actors.up.children import ChildFailed, run_module
+from analytics_actors.up.connection import Connection, summary
+from analytics_actors.up.folder import DataFolder, FolderInUse
+from analytics_actors.up.keeper import Keeper, backoff_s
+from analytics_actors.up.run import down
+from analytics_actors.up.run_file import RunFile
+from storage.errors import Misconfigured
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    folder = DataFolder(tmp_path / "data")
+    folder.create()
+    return folder
+
+
+@pytest.fixture
+def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
+    with subprocess.Popen(SLEEP, start_new_session=True) as process:
+        yield process
+        process.kill()
+
+
+def test_a_folder_belongs_to_one_up(folder: DataFolder) -> None:
+    assert folder.holder() is None
+    with folder.locked():
+        assert folder.holder() == os.getpid()
+        with pytest.raises(FolderInUse, match=f"pid {os.getpid()}.*analytics-actors down"), folder.locked():
+            pass
+    assert folder.holder() is None
+    with folder.locked():
+        pass
+
+
+def test_others_may_pass_through_the_folder_and_read_nothing(folder: DataFolder) -> None:
+    assert folder.path.stat().st_mode & 0o777 == 0o711
+    assert folder.logs.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Misconfigured, match="choose another folder"):
+        DataFolder(tmp_path / "file" / "data").create()
+
+
+def test_leftovers_of_a_killed_up_are_stopped(folder: DataFolder, sleeper: "subprocess.Popen[bytes]") -> None:
+    run_file = RunFile(folder.run_file)
+    run_file.record("valkey", sleeper.pid)
+    assert RunFile(folder.run_file).stop_leftovers() == ["valkey"]
+    assert sleeper.wait() == -signal.SIGTERM
+    assert RunFile(folder.run_file).stop_leftovers() == []
+
+
+def test_a_stranger_with_a_reused_number_is_left_alone(folder: DataFolder, sleeper: "subprocess.Popen[bytes]") -> None:
+    run_file = RunFile(folder.run_file)
+    run_file.record("valkey", sleeper.pid)
+    identity = identify(sleeper.pid)
+    assert identity is not None
+    text = folder.run_file.read_text()
+    folder.run_file.write_text(text.replace(str(identity.start_ticks), str(identity.start_ticks - 1)))
+    assert run_file.stop_leftovers() == []
+    assert sleeper.poll() is None
+
+
+def test_what_was_stopped_is_forgotten(folder: DataFolder, sleeper: "subprocess.Popen[bytes]") -> None:
+    run_file = RunFile(folder.run_file)
+    run_file.record("ray", sleeper.pid)
+    run_file.record("gateway", sleeper.pid)
+    run_file.forget("ray")
+    run_file.forget("never there")
+    assert list(run_file.children()) == ["gateway"]
+
+
+def test_down_ends_leftovers_when_no_up_runs(folder: DataFolder, sleeper: "subprocess.Popen[bytes]") -> None:
+    RunFile(folder.run_file).record("gateway", sleeper.pid)
+    assert down(folder) == ["gateway"]
+    assert down(folder) == []
+    assert down(DataFolder(folder.path / "nothing")) == []
+
+
+def test_down_ends_the_up_that_holds_the_folder(folder: DataFolder) -> None:
+    holds = "import fcntl,os,sys,time; f=open(sys.argv[1],'w'); fcntl.flock(f,fcntl.LOCK_EX)"
+    holds += "; print(os.getpid(),file=f,flush=True); print('held',flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", holds, str(folder.path / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as up:
+        assert up.stdout is not None
+        assert up.stdout.readline() == b"held\n"
+        waiter = threading.Thread(target=up.wait)
+        waiter.start()
+        assert down(folder, deadline_s=10) == ["up"]
+        waiter.join()
+        assert up.returncode == -signal.SIGTERM
+
+
+class FakeService:
+    """Dies as often as it is told to, fails to start as often as it is told to."""
+
+    name = "fake"
+
+    def __init__(self, stopping: threading.Event, *, deaths: int, failures: int = 0) -> None:
+        self._stopping = stopping
+        self._deaths = deaths
+        self._failures = failures
+        self.starts = 0
+
+    def start(self) -> None:
+        self.starts += 1
+        if self._failures:
+            self._failures -= 1
+            raise Misconfigured("not yet")
+
+    def wait(self) -> int:
+        if not self._deaths:
+            self._stopping.set()
+        self._deaths -= 1
+        return 1
+
+    def stop(self) -> None:
+        raise AssertionError("a keeper stops nothing")
+
+
+def test_a_service_is_started_again_each_time_it_ends() -> None:
+    stopping = threading.Event()
+    service = FakeService(stopping, deaths=2)
+    keeper = Keeper(service, stopping, clock_s=lambda: 0.0)
+    keeper.run()
+    assert (service.starts, keeper.restarts) == (2, 2)
+
+
+def test_a_start_that_fails_is_tried_again() -> None:
+    stopping = threading.Event()
+    service = FakeService(stopping, deaths=1, failures=2)
+    keeper = Keeper(service, stopping)
+    keeper.run()
+    assert (service.starts, keeper.restarts) == (3, 1)
+
+
+def test_nothing_is_started_again_while_stopping() -> None:
+    stopping = threading.Event()
+    stopping.set()
+    service = FakeService(stopping, deaths=5)
+    Keeper(service, stopping).run()
+    assert service.starts == 0
+
+
+def test_the_pause_before_a_start_grows_and_is_bounded() -> None:
+    pauses = [backoff_s(failures) for failures in range(100)]
+    assert pauses[:3] == [0.1, 0.2, 0.4]
+    assert max(pauses) == pauses[-1] == 5.0
+
+
+def test_a_log_that_has_grown_is_cut_and_goes_on(tmp_path: Path) -> None:
+    large, small = tmp_path / "large.log", tmp_path / "small.log"
+    small.write_text("y")
+    with large.open("ab", buffering=0) as child:
+        child.write(b"x" * 100)
+        assert logs.bound(tmp_path, max_bytes=50) == ["large.log"]
+        child.write(b"on")
+    assert large.read_text() == "on"
+    assert (tmp_path / "large.log.1").read_text() == "x" * 100
+    assert small.read_text() == "y"
+
+
+def test_a_child_that_fails_is_quoted(tmp_path: Path) -> None:
+    with pytest.raises(ChildFailed, match=r"No module named.*nothing_of_that_name"):
+        run_module("nothing_of_that_name", [], environment=os.environ, log_path=tmp_path / "log", deadline_s=30)
+    assert "nothing_of_that_name" in (tmp_path / "log").read_text()
+
+
+def test_a_childs_output_is_returned(tmp_path: Path) -> None:
+    output = run_module("json.tool", ["--help"], environment=os.environ, log_path=tmp_path / "log", deadline_s=30)
+    assert b"usage" in output
+
+
+@pytest.mark.parametrize(("deadline_s", "cancelled", "said"), [(0.1, False, "in time"), (30.0, True, "cancelled")])
+def test_a_child_is_killed_when_late_or_not_wanted(
+    tmp_path: Path, deadline_s: float, cancelled: bool, said: str
+) -> None:
+    (tmp_path / "sleeps.py").write_text("import time; time.sleep(60)")
+    with pytest.raises(ChildFailed, match=said):
+        run_module(
+            "sleeps",
+            [],
+            environment=os.environ | {"PYTHONPATH": str(tmp_path)},
+            log_path=tmp_path / "log",
+            deadline_s=deadline_s,
+            cancelled=lambda: cancelled,
+        )
+
+
+@pytest.mark.parametrize(("ends_well", "last"), [(True, "progress.ready()"), (False, "sys.exit(1)")])
+def test_a_detached_child_says_how_it_goes(tmp_path: Path, ends_well: bool, last: str) -> None:
+    code = "import sys; from analytics_actors.up.daemon import Progress; progress = Progress(int(sys.argv[-1]))"
+    code += f"; progress.report('one\\ntwo'); {last}"
+    said: list[str] = []
+    log_path = tmp_path / "log"
+    child = daemon.start_detached(["-c", code], log_path=log_path, report=said.append, option="--ready-fd")
+    assert (child is not None, said) == (ends_well, ["one two"])
+    if child is not None:
+        child.wait()
+
+
+def test_connection_is_kept_for_its_owner_only(tmp_path: Path) -> None:
+    connection = Connection("http://g", "", "default", "a", "w", "r", "p", "r", "l", "1:1", "/token", 1)
+    path = tmp_path / "connection.json"
+    connection.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert Connection.load(path) == connection
+    assert Connection.load(tmp_path / "nothing") is None
+    assert "curl -sS http://g/v1/events -H 'Authorization: Bearer w'" in summary(connection)
