@@ -21,6 +21,9 @@ from asyncpg.pool import PoolConnectionProxy
 
 from storage.errors import StorageError, Unavailable
 
+_DEADLINES = ("statement_timeout", "lock_timeout", "transaction_timeout")
+_SET_DEADLINE = "SELECT " + ", ".join(f"set_config('{name}', $1, true)" for name in _DEADLINES)
+
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
 
@@ -40,10 +43,15 @@ class Postgres:
         self._opening = asyncio.Lock()
 
     @asynccontextmanager
-    async def session(self, *, deadline_s: float | None = None) -> AsyncIterator[Connection]:
+    async def session(self) -> AsyncIterator[Connection]:
         """A connection on which every statement is a transaction of its own."""
+        async with self._lease(self._deadline_s) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _lease(self, deadline_s: float) -> AsyncIterator[Connection]:
         with translated():
-            async with asyncio.timeout(deadline_s or self._deadline_s):
+            async with asyncio.timeout(deadline_s):
                 pool = await self._opened()
                 connection = await pool.acquire()
                 try:
@@ -61,12 +69,14 @@ class Postgres:
         self, *, deadline_s: float | None = None, snapshot: bool = False
     ) -> AsyncIterator[Connection]:
         """One transaction, committed at the block's end; with `snapshot` all of it sees one state, read only."""
-        async with self.session(deadline_s=deadline_s) as connection:
+        async with self._lease(deadline_s or self._deadline_s) as connection:
             transaction = connection.transaction(
                 isolation="repeatable_read" if snapshot else "read_committed", readonly=snapshot
             )
             await transaction.start()
             try:
+                if deadline_s is not None:
+                    await connection.execute(_SET_DEADLINE, str(int(deadline_s * 1000)))
                 yield connection
             except (asyncpg.PostgresError, StorageError):
                 if not connection.is_closed():
@@ -75,7 +85,7 @@ class Postgres:
             await transaction.commit()
 
     async def check(self) -> None:
-        """Raises `Unavailable` or `Misconfigured` unless the server answers a query."""
+        """Raises `Unavailable` unless the server answers a query."""
         async with self.session() as connection:
             await connection.execute("SELECT 1")
 
@@ -113,9 +123,7 @@ def _server_settings(owner: str, deadline_s: float) -> dict[str, str]:
         "application_name": owner,
         "timezone": "UTC",
         "synchronous_commit": "on",
-        "statement_timeout": deadline_ms,
-        "lock_timeout": deadline_ms,
-        "transaction_timeout": deadline_ms,
+        **dict.fromkeys(_DEADLINES, deadline_ms),
         # A client whose machine is gone is noticed after a minute, also in the middle of COPY.
         "tcp_keepalives_idle": "30",
         "tcp_keepalives_interval": "10",

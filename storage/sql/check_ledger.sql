@@ -1,0 +1,48 @@
+-- $1 project or NULL for all, $2 and $3 bounds of the hours or NULL, $4 most differences to return.
+-- The session's time zone is UTC. Every count of the ledger beside what it must be; rows come back where they differ.
+WITH oldest AS (
+    -- Events of earlier hours went with their daily partition: only their ledger rows are left.
+    SELECT coalesce(min(to_timestamp(right(day.relname, 8), 'YYYYMMDD')), 'infinity') AS hour
+    FROM pg_inherits
+    JOIN pg_class AS day ON day.oid = pg_inherits.inhrelid
+    WHERE pg_inherits.inhparent = 'events_log'::regclass
+),
+counted AS (
+    SELECT * FROM ledger
+    WHERE ($1::text IS NULL OR project_id = $1)
+        AND ($2::timestamptz IS NULL OR hour >= $2)
+        AND ($3::timestamptz IS NULL OR hour < $3)
+),
+stored AS (
+    SELECT project_id, date_trunc('hour', received_at, 'UTC') AS hour, count(*) AS events
+    FROM events_log
+    WHERE ($1::text IS NULL OR project_id = $1)
+        AND ($2::timestamptz IS NULL OR received_at >= $2)
+        AND ($3::timestamptz IS NULL OR received_at < $3)
+    GROUP BY 1, 2
+),
+dead AS (
+    SELECT project_id, date_trunc('hour', received_at, 'UTC') AS hour, count(*) AS events
+    FROM dead_letters
+    WHERE ($1::text IS NULL OR project_id = $1)
+        AND ($2::timestamptz IS NULL OR received_at >= $2)
+        AND ($3::timestamptz IS NULL OR received_at < $3)
+    GROUP BY 1, 2
+),
+differences AS (
+    SELECT project_id, hour, 'received' AS what, received AS in_ledger,
+        stored + duplicate + dead_lettered + rejected + lost AS found
+    FROM counted
+    UNION ALL
+    SELECT project_id, hour, 'stored', coalesce(counted.stored, 0), coalesce(stored.events, 0)
+    FROM counted FULL JOIN stored USING (project_id, hour)
+    WHERE hour >= (SELECT oldest.hour FROM oldest)
+    UNION ALL
+    SELECT project_id, hour, 'dead_lettered', coalesce(counted.dead_lettered, 0), coalesce(dead.events, 0)
+    FROM counted FULL JOIN dead USING (project_id, hour)
+)
+SELECT project_id, hour, what, in_ledger, found
+FROM differences
+WHERE in_ledger <> found
+ORDER BY project_id, hour, what
+LIMIT $4
