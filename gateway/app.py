@@ -13,7 +13,7 @@ from gateway.endpoint import Endpoint, to_route
 from gateway.metrics import Exposition
 from gateway.middleware import Edge
 from gateway.query_gate import QueryGate
-from gateway.routes import documentation, health, keys, projects, read_events, write_events
+from gateway.routes import documentation, health, keys, ledger, projects, read_events, write_events
 from gateway.services import Services
 
 
@@ -40,6 +40,7 @@ def routed_endpoints(services: Services, contract: documentation.OpenApi) -> lis
     exposition = Exposition(services.metrics, services.status.snapshot)
     return [
         *read_events.ENDPOINTS,
+        *ledger.ENDPOINTS,
         *projects.ENDPOINTS,
         *keys.ENDPOINTS,
         *health.endpoints(exposition, services.status),

@@ -13,6 +13,7 @@ from gateway.metrics import Metrics
 from gateway.rows import Decoded, Ingest
 from storage.event_queries import DeadLetter, EventPage, Order, StoredEvent
 from storage.key_text import KeyKind
+from storage.ledger import Difference, LedgerHour
 from storage.registry import KeyRecord, NewKey, Project
 
 
@@ -116,6 +117,18 @@ class EventQueries(Protocol):
     async def find_dead_letter(self, project_id: str, event_id: str) -> DeadLetter | None: ...
 
 
+class Ledger(Protocol):
+    """`storage.ledger.Ledger`."""
+
+    async def hours(
+        self, project_id: str, *, start: datetime | None = None, end: datetime | None = None
+    ) -> list[LedgerHour]: ...
+
+    async def check(
+        self, project_id: str | None = None, *, start: datetime | None = None, end: datetime | None = None
+    ) -> list[Difference]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything that `create_app` needs."""
@@ -126,5 +139,6 @@ class Services:
     keys: Keys
     registry: Registry
     queries: EventQueries
+    ledger: Ledger
     status: Status
     metrics: Metrics

@@ -33,6 +33,7 @@ from gateway.spooler import Spooler
 from gateway.status import WorkerStatus
 from storage.event_queries import EventQueries
 from storage.key_cache_file import KeyCacheFile
+from storage.ledger import Ledger
 from storage.postgres import Postgres
 from storage.redis_log import RedisLog
 from storage.registry import Registry
@@ -91,6 +92,7 @@ class Worker:
                     keys=keys,
                     registry=registry,
                     queries=EventQueries(postgres, max_event_ahead_s=gateway.max_event_ahead_s),
+                    ledger=Ledger(postgres),
                     status=status,
                     metrics=self._metrics,
                 )

@@ -19,6 +19,7 @@ from gateway.services import KeyInfo, Pending, PendingHour, Place, Readiness, Se
 from storage.errors import Conflict, NotFound, Unavailable
 from storage.event_queries import DeadLetter, EventPage, InvalidCursor, Order, StoredEvent
 from storage.key_text import KeyKind
+from storage.ledger import Difference, LedgerHour
 from storage.registry import KeyRecord, NewKey, Project
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -179,6 +180,25 @@ class FakeQueries:
         return self.letters.get(event_id)
 
 
+class FakeLedger:
+    def __init__(self) -> None:
+        self.rows: list[LedgerHour] = []
+        self.differences: list[Difference] = []
+        self.asked: list[str | None] = []
+
+    async def hours(
+        self, project_id: str, *, start: datetime | None = None, end: datetime | None = None
+    ) -> list[LedgerHour]:
+        self.asked.append(project_id)
+        return [row for row in self.rows if (not start or row.hour >= start) and (not end or row.hour < end)]
+
+    async def check(
+        self, project_id: str | None = None, *, start: datetime | None = None, end: datetime | None = None
+    ) -> list[Difference]:
+        self.asked.append(project_id)
+        return self.differences
+
+
 class FakeStatus:
     def __init__(self) -> None:
         self.ready = Readiness(accepting=True, parts={"postgres": "ok", "log": "ok", "ray": "ok", "spool": "ok"})
@@ -217,6 +237,7 @@ class System:
     ingest: FakeIngest = field(default_factory=FakeIngest)
     registry: FakeRegistry = field(default_factory=FakeRegistry)
     queries: FakeQueries = field(default_factory=FakeQueries)
+    ledger: FakeLedger = field(default_factory=FakeLedger)
     status: FakeStatus = field(default_factory=FakeStatus)
     metrics: Metrics = field(default_factory=Metrics)
 
@@ -228,6 +249,7 @@ class System:
             keys=self.keys,
             registry=self.registry,
             queries=self.queries,
+            ledger=self.ledger,
             status=self.status,
             metrics=self.metrics,
         )
