@@ -84,5 +84,5 @@ def _columns(parts: Sequence[Part], rows: Sequence[Row]) -> pa.RecordBatch:
 
 
 def _microseconds(seconds: npt.NDArray[np.float64]) -> pa.Array:
-    """A float holds microseconds exactly until the year 2255; a quarter of the cost of Arrow's own conversion."""
+    """A float holds microseconds exactly until the year 2106; a quarter of the cost of Arrow's own conversion."""
     return pa.array(np.rint(seconds * 1e6).astype(np.int64)).view(COLUMNS.field("timestamp").type)

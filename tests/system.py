@@ -55,7 +55,7 @@ class RunningSystem:
         log_path = self.data / "up.out"
         with log_path.open("ab") as log:
             self._up = subprocess.Popen(
-                [sys.executable, "-m", "analytics_actors.cli", "up", "--data", str(self.data), *self._arguments],
+                [sys.executable, "-m", "analytics_actors.cli.main", "up", "--data", str(self.data), *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -126,7 +126,7 @@ class RunningSystem:
 
     def cli(self, *arguments: str, check: bool = True, timeout_s: float = 120.0) -> "subprocess.CompletedProcess[str]":
         """Run a command of the command line against this system."""
-        command = [sys.executable, "-m", "analytics_actors.cli", *arguments, "--data", str(self.data)]
+        command = [sys.executable, "-m", "analytics_actors.cli.main", *arguments, "--data", str(self.data)]
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=timeout_s, env=self._environment
         )

@@ -12,11 +12,11 @@ from tests.system import Client, RunningSystem
 pytestmark = pytest.mark.timeout(240)
 
 PROCESSES = {
-    "batcher": ("ray::Batcher",),
+    "batcher": ("ray::BatcherActor",),
     "gateway worker": ("gateway.worker",),
     "valkey": ("valkey-server",),
     "postgres": ("bin/postgres", "-D"),
-    "controller": ("ray::Controller",),
+    "controller": ("ray::ControllerActor",),
     "gateway supervisor": ("-m gateway ",),
 }
 
@@ -44,7 +44,7 @@ async def test_kill_9_of_ray_itself_under_load(
 async def test_a_batcher_killed_again_and_again(system: RunningSystem, client: Client, under_load: UnderLoad) -> None:
     async with under_load(seconds=14):
         for _ in range(4):
-            os.kill(system.pid_of("ray::Batcher"), signal.SIGKILL)
+            os.kill(system.pid_of("ray::BatcherActor"), signal.SIGKILL)
             await asyncio.sleep(2.5)
     await asyncio.to_thread(system.wait_healthy)
     await client.check()
@@ -54,7 +54,7 @@ async def test_a_stopped_batcher_is_replaced_and_fenced(
     system: RunningSystem, client: Client, under_load: UnderLoad
 ) -> None:
     async with under_load(seconds=14):
-        zombie = system.pid_of("ray::Batcher")
+        zombie = system.pid_of("ray::BatcherActor")
         os.kill(zombie, signal.SIGSTOP)
         try:
             # Longer than the controller's patience: another one has the partitions when it comes back.
@@ -63,13 +63,13 @@ async def test_a_stopped_batcher_is_replaced_and_fenced(
             os.kill(zombie, signal.SIGCONT)
     assert client.acks["spooled"] > 0
     await asyncio.to_thread(system.wait_healthy)
-    assert system.pid_of("ray::Batcher") != zombie
+    assert system.pid_of("ray::BatcherActor") != zombie
     await client.check()
 
 
 async def test_a_batcher_that_only_paused_goes_on(system: RunningSystem, client: Client, under_load: UnderLoad) -> None:
     async with under_load(seconds=8):
-        paused = system.pid_of("ray::Batcher")
+        paused = system.pid_of("ray::BatcherActor")
         os.kill(paused, signal.SIGSTOP)
         await asyncio.sleep(2)
         os.kill(paused, signal.SIGCONT)

@@ -69,7 +69,7 @@ async def test_flushall_then_a_new_owner_rebuilds_the_window_from_the_event_stor
     flusher = redis.asyncio.Redis.from_url(system.connection["redis_url"])
     await flusher.flushall()
     await flusher.aclose()
-    os.kill(system.pid_of("ray::Batcher"), signal.SIGKILL)
+    os.kill(system.pid_of("ray::BatcherActor"), signal.SIGKILL)
     await asyncio.to_thread(system.wait_healthy)
     await all_are_duplicates(client)
     await client.check()
