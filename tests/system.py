@@ -25,6 +25,7 @@ import asyncpg
 import httpx
 import psutil
 
+COMMAND = str(Path(sys.executable).with_name("analytics-actors"))
 START_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 60.0
 
@@ -55,7 +56,7 @@ class RunningSystem:
         log_path = self.data / "up.out"
         with log_path.open("ab") as log:
             self._up = subprocess.Popen(
-                [sys.executable, "-m", "analytics_actors.cli.main", "up", "--data", str(self.data), *self._arguments],
+                [COMMAND, "up", "--data", str(self.data), *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -116,6 +117,17 @@ class RunningSystem:
         assert found, f"no process with {words} among {[p.name() for p in self.processes()]}"
         return min(found)[1]
 
+    def wait_for(self, *words: str, deadline_s: float = 30.0) -> int:
+        """`pid_of` a process that may be on its way back."""
+        until = time.monotonic() + deadline_s
+        while True:
+            try:
+                return self.pid_of(*words)
+            except AssertionError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.05)
+
     def signal_up(self, number: signal.Signals) -> None:
         assert self._up is not None
         self._up.send_signal(number)
@@ -126,7 +138,7 @@ class RunningSystem:
 
     def cli(self, *arguments: str, check: bool = True, timeout_s: float = 120.0) -> "subprocess.CompletedProcess[str]":
         """Run a command of the command line against this system."""
-        command = [sys.executable, "-m", "analytics_actors.cli.main", *arguments, "--data", str(self.data)]
+        command = [COMMAND, *arguments, "--data", str(self.data)]
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=timeout_s, env=self._environment
         )
@@ -230,7 +242,7 @@ class Client:
         until = time.monotonic() + deadline_s
         while True:
             ledger = self.ledger()
-            if ledger.get("complete", True) and ledger["totals"]["pending"] == 0:
+            if ledger["pendingComplete"] and ledger["totals"]["pending"] == 0:
                 return ledger
             assert time.monotonic() < until, f"still pending: {ledger['totals']} {self.system.readiness()}"
             time.sleep(0.2)

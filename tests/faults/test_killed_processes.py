@@ -44,8 +44,8 @@ async def test_kill_9_of_ray_itself_under_load(
 async def test_a_batcher_killed_again_and_again(system: RunningSystem, client: Client, under_load: UnderLoad) -> None:
     async with under_load(seconds=14):
         for _ in range(4):
-            os.kill(system.pid_of("ray::BatcherActor"), signal.SIGKILL)
-            await asyncio.sleep(2.5)
+            os.kill(await asyncio.to_thread(system.wait_for, "ray::BatcherActor"), signal.SIGKILL)
+            await asyncio.sleep(2)
     await asyncio.to_thread(system.wait_healthy)
     await client.check()
 
