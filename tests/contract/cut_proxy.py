@@ -92,3 +92,5 @@ async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
     with suppress(ConnectionError):
         while data := await source.read(1 << 16):
             target.write(data)
+        # The server has hung up: the client that waits for that is told.
+        target.close()
