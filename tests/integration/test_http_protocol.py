@@ -284,8 +284,10 @@ def test_connections_beyond_the_bound_get_503(worker: Worker) -> None:
 def test_sigterm_finishes_the_request_in_flight_and_refuses_new_ones(tmp_path: Path) -> None:
     worker = Worker(tmp_path)
     with worker.connect() as client:
+        client.sendall(POST + b"\r\nhello")
+        assert read_answer(client)[0] == 200
         client.sendall(b"POST /slow HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello")
-        time.sleep(0.6)
+        time.sleep(0.3)
         worker.process.send_signal(signal.SIGTERM)
         assert read_to_end(client).startswith(b"HTTP/1.1 200 ")
     assert worker.process.wait(PATIENCE_S) == 0
