@@ -56,7 +56,7 @@ class Api:
             raise Failure(f"{self.url} did not answer within {DEADLINE_S:g} s") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise Failure(f"cannot reach {self.url}: {error}; is it up? (`analytics-actors up`)") from error
-        return answer_of(response)
+        return answer_of(response.status_code, response.content)
 
     def __enter__(self) -> Self:
         return self
@@ -67,16 +67,17 @@ class Api:
         self._client.close()
 
 
-def answer_of(response: httpx.Response) -> Any:
+def answer_of(status: int, content: bytes) -> Any:
     """The JSON of a good answer. Raises `ApiFailure` for the others, in the gateway's own words."""
     try:
-        answer = msgspec.json.decode(response.content) if response.content else {}
+        answer = msgspec.json.decode(content) if content else {}
     except msgspec.DecodeError:
         answer = {}
-    if response.is_success:
+    if 200 <= status < 300:
         return answer
     fields = answer if isinstance(answer, dict) else {}
     code = str(fields.get("code", "unknown"))
-    message = str(fields.get("message", response.reason_phrase))
-    words = f"{message} {fields['hint']}" if fields.get("hint") else message
-    raise ApiFailure(response.status_code, code, f"{words} ({response.status_code} {code})")
+    words = str(fields.get("message", "The gateway answers with an error."))
+    if fields.get("hint"):
+        words += f" {fields['hint']}"
+    raise ApiFailure(status, code, f"{words} ({status} {code})")

@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from analytics_actors.cli.failure import Failure
 from analytics_actors.cli.load_keys import EXPIRES_IN_S, ProjectKeys
-from analytics_actors.cli.load_requests import Requests
+from analytics_actors.cli.load_requests import Requests, posting
 from analytics_actors.cli.load_rows import BadRow, Batch, Batcher, read_rows
 from analytics_actors.cli.load_sender import KeyOf, Outcome, Sender
 from analytics_actors.cli.output import print_json
 from analytics_actors.cli.server_options import connect, data_option, json_option, kept_connection
-
-REQUEST_DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -104,14 +101,12 @@ def load(
         raise Failure("every event was rejected")
 
 
-async def run(wanted: Load, *, transport: httpx.AsyncBaseTransport | None = None) -> Loaded:
+async def run(wanted: Load) -> Loaded:
     """Load all files. Raises `Failure` when the gateway stays away or refuses."""
     began_s = time.monotonic()
     outcome = Outcome()
-    limits = httpx.Limits(max_connections=wanted.concurrency, max_keepalive_connections=wanted.concurrency)
-    client = httpx.AsyncClient(base_url=wanted.url, timeout=REQUEST_DEADLINE_S, limits=limits, transport=transport)
-    async with client:
-        requests = Requests(client, patience_s=wanted.patience_s)
+    async with posting(wanted.url, connections=wanted.concurrency) as post:
+        requests = Requests(post, patience_s=wanted.patience_s)
         keys = ProjectKeys(requests, wanted.key)
         key_of = keys.key_of if wanted.by_project else _always(wanted.key)
         sender = Sender(requests, key_of, outcome, import_old=wanted.import_old, compress=wanted.compress)

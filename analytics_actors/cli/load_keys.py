@@ -54,4 +54,5 @@ class ProjectKeys:
         return str(answer["key"])
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return answer_of(await self._requests.post(path, msgspec.json.encode(body), self._headers))
+        reply = await self._requests.post(path, msgspec.json.encode(body), self._headers, {})
+        return answer_of(reply.status, reply.content)

@@ -109,9 +109,9 @@ class Sender:
         if self._compress:
             body = gzip.compress(body, 1)
         headers = self._headers | {"Authorization": f"Bearer {key}"}
-        response = await self._requests.post("/v1/events/batch", body, headers, parameters=self._parameters)
-        answer_of(response)
-        self._count(batch, msgspec.json.decode(response.content, type=_Answer))
+        reply = await self._requests.post("/v1/events/batch", body, headers, self._parameters)
+        answer_of(reply.status, reply.content)
+        self._count(batch, msgspec.json.decode(reply.content, type=_Answer))
 
     def _count(self, batch: Batch, answer: _Answer) -> None:
         outcome = self._outcome

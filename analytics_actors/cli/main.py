@@ -71,7 +71,3 @@ def cli() -> None:
 def main() -> None:
     """The console script."""
     sys.exit(cli(prog_name="analytics-actors"))
-
-
-if __name__ == "__main__":
-    main()

@@ -32,7 +32,7 @@ def tail(api: Api, event_type: str | None, project: str | None, count: int, foll
       analytics-actors tail -f
       analytics-actors tail -n 100 --type purchase --json
     """
-    where = {"eventType": event_type, "projectId": project}
+    where = {"type": event_type, "projectId": project}
     began_at = datetime.now(UTC)
     seen = []
     if count:

@@ -52,7 +52,7 @@ def _detach(folder: DataFolder, config: Path | None, flags: Mapping[str, Any]) -
     folder.create()
     if (pid := folder.holder()) is not None:
         raise FolderInUse(folder.path, pid)
-    command = ["-m", "analytics_actors.cli.main", "up", *as_words({**flags, "data": folder.path})]
+    command = ["-m", "analytics_actors.cli", "up", *as_words({**flags, "data": folder.path})]
     command += ["--config", str(config)] if config else []
     log_path = folder.logs / "up.stderr.log"
     try:

@@ -189,7 +189,7 @@ def test_tail_shows_the_newest_last_and_no_control_characters(gateway: FakeGatew
     first, second = result.output.splitlines()
     assert (first.split()[-1], second.split()[-1]) == ("1", "2")
     assert "\x1b" not in result.output
-    assert gateway.requests[0].url.params["eventType"] == "x"
+    assert gateway.requests[0].url.params["type"] == "x"
     lines = invoke("tail", "--data", data, "--json").output.splitlines()
     assert [msgspec.json.decode(line)["eventId"] for line in lines] == ["1", "2"]
 

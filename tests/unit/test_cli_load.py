@@ -1,7 +1,8 @@
 """`load` against a gateway in memory: outcomes, keys, retries, what stops it."""
 
 import gzip
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from analytics_actors.cli import load as load_module
 from analytics_actors.cli.failure import Failure
 from analytics_actors.cli.load import Load, Loaded, run
 from analytics_actors.cli.load_keys import ProjectKeys
-from analytics_actors.cli.load_requests import Requests, pause_before
+from analytics_actors.cli.load_requests import Post, Reply, Requests, Unreachable, pause_before
 from tests.unit.cli_server import FakeGateway, data, gateway, invoke
 
 __all__ = ["data", "gateway"]
@@ -76,15 +77,35 @@ class IngestingGateway(FakeGateway):
         return httpx.Response(202, json={**counts, "ack": "logged", "results": results})
 
 
+def post_to(server: FakeGateway) -> Post:
+    async def post(path: str, body: bytes, headers: Mapping[str, str], parameters: Mapping[str, str]) -> Reply:
+        url = httpx.URL("http://gateway.test", path=path, params=dict(parameters))
+        try:
+            response = server.handle(httpx.Request("POST", url, content=body, headers=dict(headers)))
+        except httpx.TransportError as error:
+            raise Unreachable(str(error)) from error
+        return Reply(response.status_code, response.headers.get("Retry-After", ""), response.content)
+
+    return post
+
+
 @pytest.fixture
-def server() -> IngestingGateway:
-    return IngestingGateway()
+def server(monkeypatch: pytest.MonkeyPatch) -> IngestingGateway:
+    """What `load` posts to."""
+    server = IngestingGateway()
+
+    @asynccontextmanager
+    async def posting(_url: str, *, connections: int) -> AsyncIterator[Post]:
+        assert connections
+        yield post_to(server)
+
+    monkeypatch.setattr(load_module, "posting", posting)
+    return server
 
 
-async def load(server: IngestingGateway, path: Path, **options: Any) -> Loaded:
+async def load(path: Path, **options: Any) -> Loaded:
     settings: dict[str, Any] = {"by_project": False, "import_old": False, "key": "given", "quiet": True} | options
-    wanted = Load((path,), "http://gateway.test", **settings)
-    return await run(wanted, transport=httpx.MockTransport(server.handle))
+    return await run(Load((path,), "http://gateway.test", **settings))
 
 
 def rows(path: Path, *events: dict[str, Any]) -> Path:
@@ -101,17 +122,17 @@ async def test_outcomes_are_counted_and_a_second_load_is_all_duplicates(
     server: IngestingGateway, tmp_path: Path, compress: bool
 ) -> None:
     path = rows(tmp_path / "x", *(event(n) for n in range(25)), {"eventId": "bad"})
-    first = (await load(server, path, batch_rows=10, compress=compress)).outcome
+    first = (await load(path, batch_rows=10, compress=compress)).outcome
     assert (first.accepted, first.duplicate, first.rejected, first.rows) == (25, 0, 1, 26)
     assert first.examples == {"missing_event_type": ["bad /eventType: Name it."]}
-    again = (await load(server, path, batch_rows=10, compress=compress)).outcome
+    again = (await load(path, batch_rows=10, compress=compress)).outcome
     assert (again.accepted, again.duplicate, again.rejected) == (0, 25, 1)
     assert len(server.requests) == 6
 
 
 async def test_projects_are_created_once_and_known_ones_get_a_key(server: IngestingGateway, tmp_path: Path) -> None:
     events = [event(n, project) for n in range(50) for project in ("a", "b", "old")]
-    loaded = await load(server, rows(tmp_path / "x", *events), by_project=True, key="admin", batch_rows=5)
+    loaded = await load(rows(tmp_path / "x", *events), by_project=True, key="admin", batch_rows=5)
     assert loaded.outcome.accepted == 150
     assert loaded.created_projects == 2
     assert {project: len(ids) for project, ids in server.stored.items()} == {"a": 50, "b": 50, "old": 50}
@@ -121,15 +142,15 @@ async def test_projects_are_created_once_and_known_ones_get_a_key(server: Ingest
 
 async def test_a_project_that_cannot_be_made_spoils_only_its_own_rows(server: IngestingGateway, tmp_path: Path) -> None:
     path = rows(tmp_path / "x", event(1, "-bad"), event(2, "good"), event(3, "-bad"), {"eventId": "4"})
-    outcome = (await load(server, path, by_project=True)).outcome
+    outcome = (await load(path, by_project=True)).outcome
     assert (outcome.accepted, outcome.rejected) == (1, 3)
     assert dict(outcome.reasons) == {"invalid_project": 2, "missing_project": 1}
 
 
 async def test_import_is_asked_for_only_when_wanted(server: IngestingGateway, tmp_path: Path) -> None:
     path = rows(tmp_path / "x", event(1))
-    await load(server, path)
-    await load(server, path, import_old=True)
+    await load(path)
+    await load(path, import_old=True)
     assert [dict(request.url.params) for request in server.requests] == [{}, {"import": "true"}]
 
 
@@ -137,8 +158,7 @@ def requests_with(server: FakeGateway, pauses: list[float], *, patience_s: float
     async def pause(seconds: float) -> None:
         pauses.append(seconds)
 
-    client = httpx.AsyncClient(base_url="http://gateway.test", transport=httpx.MockTransport(server.handle))
-    return Requests(client, patience_s=patience_s, pause=pause, jitter=lambda: 0.0)
+    return Requests(post_to(server), patience_s=patience_s, pause=pause, jitter=lambda: 0.0)
 
 
 def overloaded(_: httpx.Request) -> httpx.Response:
@@ -154,8 +174,8 @@ async def test_it_comes_again_when_asked_to_and_when_the_connection_breaks(serve
     pauses: list[float] = []
     requests = requests_with(server, pauses)
     headers = {"Authorization": "Bearer given"}
-    answer = await requests.post("/v1/events/batch", msgspec.json.encode(event(1)), headers)
-    assert answer.status_code == 202
+    reply = await requests.post("/v1/events/batch", msgspec.json.encode(event(1)), headers, {})
+    assert reply.status == 202
     assert pauses == [7.0, 0.1, 0.2]
     assert (requests.made, requests.repeated) == (4, 3)
 
@@ -163,8 +183,8 @@ async def test_it_comes_again_when_asked_to_and_when_the_connection_breaks(serve
 async def test_patience_ends(server: IngestingGateway) -> None:
     server.refusals = [overloaded] * 100
     pauses: list[float] = []
-    with pytest.raises(Failure, match=r"gave up after 14 s: http://gateway.test answers 503"):
-        await requests_with(server, pauses, patience_s=20.0).post("/v1/events/batch", b"", {})
+    with pytest.raises(Failure, match="gave up on the gateway after 14 s: it answers 503"):
+        await requests_with(server, pauses, patience_s=20.0).post("/v1/events/batch", b"", {}, {})
     assert pauses == [7.0, 7.0]
 
 
@@ -172,7 +192,7 @@ async def test_a_refused_key_ends_the_load(server: IngestingGateway, tmp_path: P
     refusal = httpx.Response(401, json={"code": "invalid_key", "message": "Nobody made that key."})
     server.refusals = [lambda _: refusal] * 100
     with pytest.raises(Failure, match="Nobody made that key"):
-        await load(server, rows(tmp_path / "x", *(event(n) for n in range(100))), batch_rows=1)
+        await load(rows(tmp_path / "x", *(event(n) for n in range(100))), batch_rows=1)
 
 
 async def test_a_forgotten_key_is_made_again(server: IngestingGateway) -> None:
@@ -191,15 +211,15 @@ def test_a_pause_is_bounded_and_spread() -> None:
 
 
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch, server: IngestingGateway) -> list[Load]:
-    """What the command would run; it runs against the gateway in memory."""
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Load]:
+    """What the command has run."""
     wanted: list[Load] = []
 
-    async def run_inside(load: Load) -> Loaded:
+    async def run_noted(load: Load) -> Loaded:
         wanted.append(load)
-        return await run(load, transport=httpx.MockTransport(server.handle))
+        return await run(load)
 
-    monkeypatch.setattr(load_module, "run", run_inside)
+    monkeypatch.setattr(load_module, "run", run_noted)
     return wanted
 
 
@@ -224,13 +244,15 @@ def test_an_import_key_is_made_for_an_import(
     assert gateway.bodies() == [{"projectId": "default", "kind": "import", "expiresInSeconds": 3600}]
 
 
-def test_by_project_imports_with_the_admin_key(gateway: FakeGateway, data: Path, ran: list[Load]) -> None:
+def test_by_project_imports_with_the_admin_key(
+    gateway: FakeGateway, data: Path, ran: list[Load], server: IngestingGateway
+) -> None:
     result = invoke("load", rows(data / "x", event(1)), "--data", data, "--by-project", "--json")
     assert msgspec.json.decode(result.output)["createdProjects"] == 1
     assert (ran[0].key, ran[0].import_old) == ("the-admin-key", True)
 
 
-def test_nothing_but_rejections_is_a_failure(gateway: FakeGateway, data: Path, ran: list[Load]) -> None:
+def test_nothing_but_rejections_is_a_failure(gateway: FakeGateway, data: Path, server: IngestingGateway) -> None:
     (data / "x").write_text("no json\n")
     result = invoke("load", data / "x", "--data", data)
     assert result.exit_code == 1

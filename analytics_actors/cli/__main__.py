@@ -1,0 +1,3 @@
+from analytics_actors.cli.main import main
+
+main()
