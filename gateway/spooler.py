@@ -20,7 +20,7 @@ from config.settings import Settings
 from gateway.ray_link import LinkError
 from storage.errors import SpoolFull
 from storage.event_batch import EventBatch, encode_batches
-from storage.spool import Spool, SpooledBatch
+from storage.spool import Spool, SpooledBatch, read_counts
 
 DRAIN_CALL_BYTES = 2 * 1024 * 1024
 """Sent in one append call: large enough to catch up quickly, small enough for the deadline."""
@@ -78,13 +78,20 @@ class Spooler:
     def modes(self) -> list[str]:
         return [mode.value for mode in self._modes]
 
-    def counts_of(self, project_id: str) -> tuple[Counter[int], Counter[int]]:
-        """Spooled events and refused ones of a project, by hour since the Unix epoch."""
+    async def counts_of(self, project_id: str) -> tuple[Counter[int], Counter[int]]:
+        """Spooled events and refused ones of a project, by hour since the Unix epoch.
+
+        Of all workers of this machine: their spools lie side by side. Raises `Unavailable`.
+        """
+        others = [path for path in self._spool.path.parent.glob("spool-*.sqlite") if path != self._spool.path]
+        spools = [await asyncio.to_thread(read_counts, path) for path in others]
+        spools.append((self._spool.events, self._spool.rejected))
         events, rejected = Counter[int](), Counter[int]()
-        for source, target in ((self._spool.events, events), (self._spool.rejected, rejected)):
-            for key, amount in source.items():
-                if key.project_id == project_id:
-                    target[key.hour] += amount
+        for spooled in spools:
+            for source, target in zip(spooled, (events, rejected), strict=True):
+                for key, amount in source.items():
+                    if key.project_id == project_id:
+                        target[key.hour] += amount
         return events, rejected
 
     async def holds(self, project_id: str, event_id: str) -> bool:

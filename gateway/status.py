@@ -6,6 +6,7 @@ Nothing here raises for a part that is down, or waits longer than `PROBE_DEADLIN
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
@@ -90,7 +91,8 @@ class WorkerStatus:
 
     async def readiness(self) -> Readiness:
         """Events are taken as long as the log or the spool takes them."""
-        parts = await self._parts()
+        # Anybody may ask: what exactly is wrong, and where, stands in the snapshot and the log.
+        parts = {name: state if state == "ok" else "unavailable" for name, state in (await self._parts()).items()}
         room = self._spooler.bytes < self._spool_max_bytes
         parts["spool"] = "ok" if room else "full"
         return Readiness(accepting=room or (parts["log"] == "ok" and parts["ray"] == "ok"), parts=parts)
@@ -107,8 +109,11 @@ class WorkerStatus:
         return "spool" if await self._spooler.holds(project_id, event_id) else "unknown"
 
     async def pending(self, project_id: str) -> Pending:
-        events, rejected = self._spooler.counts_of(project_id)
         complete = True
+        try:
+            events, rejected = await self._spooler.counts_of(project_id)
+        except StorageError:
+            events, rejected, complete = Counter(), Counter(), False
         try:
             rows = await self._link.ask(
                 self._owner_of(project_id), "pending_of", project_id, deadline_s=PROBE_DEADLINE_S

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
-from storage.errors import FormatError, SpoolFull
+from storage.errors import FormatError, SpoolFull, Unavailable
 from storage.event_batch import EventBatch, decode_batch, encode_batch
 from storage.fingerprint import fingerprint
 
@@ -150,3 +151,20 @@ class Spool:
                 counter[key] += sign * amount
                 if not counter[key]:
                     del counter[key]
+
+
+def read_counts(path: Path) -> tuple[Counter[SpooledHour], Counter[SpooledHour]]:
+    """Events and refused ones in the spool of another process, which may be writing it. Reads all of it."""
+    events, rejected = Counter[SpooledHour](), Counter[SpooledHour]()
+    db = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+    try:
+        for (raw,) in db.execute("SELECT batch FROM spool"):
+            for segment in decode_batch(raw).segments:
+                key = SpooledHour(segment.project_id, segment.hour)
+                events[key] += segment.events
+                rejected[key] += segment.rejected
+    except sqlite3.Error as error:
+        raise Unavailable(f"{path} cannot be read: {error}") from error
+    finally:
+        db.close()
+    return events, rejected
