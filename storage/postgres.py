@@ -144,5 +144,6 @@ def translated() -> Iterator[None]:
         yield
     except asyncpg.PostgresError as error:
         raise Unavailable(f"PostgreSQL: {error} (SQLSTATE {error.sqlstate})") from error
-    except (asyncpg.InterfaceError, TimeoutError, OSError) as error:
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError, OSError) as error:
+        # The driver's internal error is what it says of a session that the server has just ended.
         raise Unavailable(f"PostgreSQL did not answer: {type(error).__name__} {error}".rstrip()) from error
