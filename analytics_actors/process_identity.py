@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+ORPHANS_S = 1.0
+"""Time to notice that one's parent is gone, and to end in order."""
 _POLL_S = 0.02
 
 
@@ -62,10 +64,17 @@ def session_members(leader: ProcessIdentity) -> list[ProcessIdentity]:
 
 
 def end_session(leader: ProcessIdentity, *, with_signal: signal.Signals, deadline_s: float) -> None:
-    """Signal the leader if it lives, wait for the session to empty, and kill what is left at the deadline."""
+    """Signal the leader if it lives, wait for the session to empty, and kill what is left.
+
+    A leader ends its own children. What it has left behind when it is gone gets `ORPHANS_S`, whatever the deadline.
+    """
     _signal(leader, with_signal)
     until = time.monotonic() + deadline_s
+    was_alive = True
     while (members := session_members(leader)) and time.monotonic() < until:
+        if was_alive and not is_alive(leader):
+            was_alive = False
+            until = min(until, time.monotonic() + ORPHANS_S)
         time.sleep(_POLL_S)
     while members:
         for member in members:

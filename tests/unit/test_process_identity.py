@@ -89,6 +89,17 @@ def test_ending_a_session_ends_what_its_leader_leaves(family: tuple["subprocess.
     assert leader.wait() == -signal.SIGTERM
 
 
+def test_orphans_are_not_waited_for_until_the_deadline(family: tuple["subprocess.Popen[bytes]", int]) -> None:
+    leader, child = family
+    identity, orphan = known(leader.pid), known(child)
+    leader.kill()
+    leader.wait()
+    began_s = time.monotonic()
+    end_session(identity, with_signal=signal.SIGTERM, deadline_s=60)
+    assert time.monotonic() - began_s < 10
+    assert not is_alive(orphan)
+
+
 def test_a_stubborn_leader_is_killed_at_the_deadline(
     stubborn_family: tuple["subprocess.Popen[bytes]", int],
 ) -> None:
