@@ -104,9 +104,10 @@ class Supervisor:
         self._running: dict[int, asyncio.subprocess.Process] = {}
 
     async def run(self) -> None:
-        """Return when SIGTERM or SIGINT has come and no worker is left."""
+        """Return when SIGTERM or SIGINT has come and no worker is left. SIGHUP replaces the workers."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._replace_workers)
         keepers = [asyncio.create_task(self._keep(index)) for index in range(self._workers)]
         await self._stopping.wait()
         log.info("draining the workers", extra={"action": "drain"})
@@ -146,6 +147,11 @@ class Supervisor:
         if self._stopping.is_set():
             process.terminate()
         return process
+
+    def _replace_workers(self) -> None:
+        """Each drains and is started anew; new connections wait in the backlog meanwhile."""
+        log.info("replacing the workers", extra={"action": "replace_workers"})
+        self._signal_all(signal.SIGTERM)
 
     def _signal_all(self, number: signal.Signals) -> None:
         for process in self._running.values():

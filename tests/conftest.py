@@ -14,6 +14,7 @@ import redis
 
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.embedded.valkey import EmbeddedValkey
+from tests.system import Client, RunningSystem
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +72,23 @@ def valkey_url(valkey_server: EmbeddedValkey) -> str:
     with redis.Redis.from_url(valkey_server.url) as client:
         client.flushall()
     return valkey_server.url
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSystem]:
+    """One system for all tests that need one: starting it takes ten seconds."""
+    running = RunningSystem(tmp_path_factory.mktemp("system") / "data", arguments=("--port", "0"))
+    try:
+        running.start()
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def client(system: RunningSystem) -> Client:
+    """A project of its own on a healthy system."""
+    system.wait_healthy()
+    made = Client(system)
+    made.create_project()
+    return made

@@ -132,6 +132,12 @@ class GatewayService:
         finally:
             connection.close()
 
+    def replace_workers(self) -> None:
+        """New workers, which join the Ray that there is now."""
+        with self._turn:
+            if self._process is not None and self._process.poll() is None:
+                self._process.send_signal(signal.SIGHUP)
+
     def wait(self) -> int:
         assert self._process is not None
         return self._process.wait()
@@ -194,6 +200,8 @@ class RayService:
     name = "ray"
 
     def __init__(self, folder: DataFolder, node: RayNode, run_file: RunFile, stopping: threading.Event) -> None:
+        self.on_restart: Callable[[], None] = lambda: None
+        """Called when a fresh node runs: drivers of the one before cannot go on, and Ray lets them spin."""
         self.address = node.address
         self.environment: Mapping[str, str] = node.env()
         self._folder = folder
@@ -209,6 +217,7 @@ class RayService:
             self._link_logs(self._node.session_logs)
             if self._has_actors:
                 start_actors(self._folder, self.environment, self._stopping)
+                self.on_restart()
 
     def start_actors(self) -> None:
         with self._turn:

@@ -81,6 +81,8 @@ class System:
             self._kept.append(ray)
         environment = os.environ | dict(self._actors.environment)
         self._gateway = GatewayService(folder, settings, run_file, environment, stopping)
+        if isinstance(self._actors, RayService):
+            self._actors.on_restart = self._gateway.replace_workers
         self._kept.append(self._gateway)
 
     def start(self) -> Connection:

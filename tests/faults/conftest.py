@@ -1,32 +1,12 @@
-"""One system for the tests of this folder: starting one takes ten seconds, and a fault must leave it usable."""
+"""Faults happen to the session's system, and must leave it usable for the next test."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
-from tests.system import Client, RunningSystem
-
-
-@pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSystem]:
-    running = RunningSystem(tmp_path_factory.mktemp("system") / "data", arguments=("--port", "0"))
-    try:
-        running.start()
-        yield running
-    finally:
-        running.close()
-
-
-@pytest.fixture
-def client(system: RunningSystem) -> Client:
-    """A project of its own on a healthy system."""
-    system.wait_healthy()
-    made = Client(system)
-    made.create_project()
-    return made
-
+from tests.system import Client
 
 UnderLoad = Callable[..., AbstractAsyncContextManager[None]]
 

@@ -34,10 +34,12 @@ async def test_kill_9_under_load(process: str, system: RunningSystem, client: Cl
 async def test_kill_9_of_ray_itself_under_load(
     process: str, system: RunningSystem, client: Client, under_load: UnderLoad
 ) -> None:
+    worker = system.pid_of("gateway.worker")
     async with under_load(seconds=12):
         os.kill(system.pid_of(process), signal.SIGKILL)
     assert client.acks["spooled"] > 0
     await asyncio.to_thread(system.wait_healthy)
+    assert system.pid_of("gateway.worker") != worker, "a driver of the old cluster would spin"
     await client.check()
 
 
