@@ -72,8 +72,8 @@ async def test_a_right_ledger_has_no_differences(ledger: Ledger) -> None:
         ("DELETE FROM ledger WHERE project_id = 'blog'", Difference("blog", HOUR, "stored", 0, 1)),
         (
             "INSERT INTO events_log (project_id, event_id, event_type, timestamp, received_at, properties,"
-            " partition_id, log_offset) SELECT project_id, 'twice', event_type, timestamp, received_at, properties, partition_id,"
-            " log_offset FROM events_log WHERE event_id = 'c'",
+            " partition_id, log_offset) SELECT project_id, 'twice', event_type, timestamp, received_at, properties,"
+            " partition_id, log_offset FROM events_log WHERE event_id = 'c'",
             Difference("shop", HOUR - timedelta(hours=1), "stored", 1, 2),
         ),
     ],

@@ -72,7 +72,7 @@ CREATE TABLE events_log (
 CREATE INDEX events_log_newest ON events_log (project_id, "timestamp");
 
 -- Everything else is found through one BRIN: a page range is left out unless its Bloom filters may hold the
--- id. COPY pays next to nothing, because new ranges are unsummarised until `index_stored` summarises them
+-- id. COPY pays next to nothing, because new ranges are unsummarised until summarise_lookup.sql summarises them
 -- (they are always read). The filters' sizes are chosen so that a range's filters together fit in one index page.
 CREATE INDEX events_log_lookup ON events_log USING brin (
     created_at,
