@@ -1,0 +1,156 @@
+"""`make bench`: the whole system under load, and the floors beside it. `python -m load_tests.bench --help`.
+
+It starts a system of its own on a temporary data folder and stops it at the end, also after Ctrl-C. A full
+run writes load_tests/results/latest.json; every other kind of run writes a file of its own name.
+"""
+
+import argparse
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import uvloop
+from rich.console import Console
+
+from load_tests.comparison import Comparison, Plan, Results
+from load_tests.profiles import recorded
+from load_tests.report import RESULTS, machine, save, show
+from load_tests.rounds import BATCH_100, BATCH_1000, SINGLE, Workload
+from load_tests.running_system import RunningSystem, SystemFailed
+from load_tests.watching import idle, soak
+
+MEASUREMENTS = ("single", "latency", "batch100", "batch1000")
+WORKLOADS = {workload.name: workload for workload in (SINGLE, BATCH_100, BATCH_1000)}
+FULL = Plan(seconds=8.0, rounds=3, warm_up_s=2.0)
+QUICK = Plan(seconds=2.0, rounds=1, warm_up_s=0.7)
+
+console = Console(highlight=False)
+
+
+class Run(NamedTuple):
+    """What one kind of run gave."""
+
+    name: str
+    """Of the file in load_tests/results."""
+    content: dict[str, Any]
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m load_tests.bench", description="Measure the system, and its floors."
+    )
+    parser.add_argument("--quick", action="store_true", help="one short round of each: a try, no result")
+    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}")
+    parser.add_argument("--seconds", type=float, help=f"length of a round [{FULL.seconds:g}]")
+    parser.add_argument("--rounds", type=int, help=f"rounds of each [{FULL.rounds}]")
+    parser.add_argument("--projects", type=int, default=4, help="projects that take turns [4]")
+    parser.add_argument("--seed", type=int, default=1, help="of the events and arrivals [1]")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="as of `up`")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--profile", action="store_true", help="flame graphs of gateway and batcher instead")
+    kinds.add_argument(
+        "--soak", type=float, metavar="MINUTES", help="half load (of --only, or single) for so long instead"
+    )
+    kinds.add_argument("--idle", type=float, metavar="SECONDS", help="what an idle system costs instead")
+    parsed = parser.parse_args(arguments)
+    if (parsed.profile or parsed.soak) and not set(parsed.only or ()) <= WORKLOADS.keys():
+        parser.error(f"--profile and --soak take --only of {', '.join(WORKLOADS)}")
+    return parsed
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    plan = QUICK if arguments.quick else FULL
+    return plan._replace(seconds=arguments.seconds or plan.seconds, rounds=arguments.rounds or plan.rounds)
+
+
+def report(text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)
+
+
+def compare(comparison: Comparison, arguments: argparse.Namespace) -> Run:
+    names = arguments.only or MEASUREMENTS
+    for name in MEASUREMENTS:
+        if name in names:
+            getattr(comparison, name)()
+    comparison.finish()
+    results: Results = comparison.results
+    show(results, console)
+    is_full = not arguments.quick and not arguments.only
+    content = {"figures": results.figures, "ratios": results.ratios, "costs": results.costs}
+    return Run("latest" if is_full else "quick", content)
+
+
+def profile(comparison: Comparison, system: RunningSystem, arguments: argparse.Namespace) -> Run:
+    seconds = plan_of(arguments).seconds
+    files = []
+    for name in arguments.only or (SINGLE.name, BATCH_100.name):
+        with recorded(system.processes(), name=name, seconds=seconds, folder=RESULTS) as paths:
+            requests_per_s = comparison.saturation(WORKLOADS[name], seconds=seconds)
+        report(f"{name}: {requests_per_s:,.0f} requests/s with py-spy beside it")
+        files += [path.name for path in paths]
+    return Run("profile", {"files": files})
+
+
+def endure(comparison: Comparison, runner: asyncio.Runner, system: RunningSystem, arguments: argparse.Namespace) -> Run:
+    workload: Workload = WORKLOADS[arguments.only[0]] if arguments.only else SINGLE
+    rate = comparison.saturation(workload, seconds=plan_of(arguments).seconds) / 2
+    report(f"{workload.name}: {rate:,.0f} requests/s for {arguments.soak:g} minutes")
+    found = soak(
+        runner,
+        system,
+        workload,
+        requests_per_s=rate,
+        seconds=arguments.soak * 60,
+        seed=arguments.seed + 1,
+        report=report,
+    )
+    comparison.finish()
+    return Run("soak", found)
+
+
+def run(runner: asyncio.Runner, system: RunningSystem, arguments: argparse.Namespace) -> Run:
+    if arguments.idle:
+        return Run("idle", {"figures": idle(system, seconds=arguments.idle, report=report)})
+    comparison = Comparison(runner, system, plan_of(arguments), seed=arguments.seed, report=report)
+    if arguments.profile:
+        return profile(comparison, system, arguments)
+    if arguments.soak:
+        return endure(comparison, runner, system, arguments)
+    return compare(comparison, arguments)
+
+
+def main() -> int:
+    arguments = parse(sys.argv[1:])
+    # SIGTERM ends a run as Ctrl-C does: everything that was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    started_s = time.monotonic()
+    try:
+        with (
+            RunningSystem(projects=arguments.projects, settings=arguments.settings) as system,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            report(f"the system is ready after {time.monotonic() - started_s:.0f} s")
+            tested_on = machine(system.data)
+            found = run(runner, system, arguments)
+    except KeyboardInterrupt:
+        report("stopped; nothing was saved")
+        return 130
+    except (SystemFailed, OSError, TimeoutError) as error:
+        report(f"failed: {type(error).__name__} {error}")
+        return 1
+    settings = {name: value for name, value in vars(arguments).items() if value is not None}
+    settings |= plan_of(arguments)._asdict() | {"connections": {w.name: w.connections for w in WORKLOADS.values()}}
+    path = save(found.name, found.content | {"machine": tested_on, "settings": settings})
+    report(
+        f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}, "
+        f"after {time.monotonic() - started_s:.0f} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

