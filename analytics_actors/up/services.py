@@ -165,6 +165,9 @@ class Actors(Protocol):
     def start(self) -> None:
         """Return when drivers may join; after a restart of Ray, with the actors."""
 
+    def abandon(self) -> None:
+        """Nobody wants it any more: a `start` under way ends soon, with an error. From any thread."""
+
     def start_actors(self) -> None:
         """Return when every shard is open. Raises `ChildFailed`."""
 
@@ -184,6 +187,9 @@ class ClusterActors:
 
     def start(self) -> None:
         """The cluster runs without us."""
+
+    def abandon(self) -> None:
+        """There is nothing that takes long."""
 
     def start_actors(self) -> None:
         self._has_actors = True
@@ -218,6 +224,10 @@ class RayService:
             if self._has_actors:
                 start_actors(self._folder, self.environment, self._stopping)
                 self.on_restart()
+
+    def abandon(self) -> None:
+        if self._node.process is not None:
+            self._node.process.terminate()
 
     def start_actors(self) -> None:
         with self._turn:

@@ -95,6 +95,7 @@ class System:
             except BaseException:
                 # Whoever still waits for something to get ready need not.
                 self._stopping.set()
+                self._actors.abandon()
                 raise
 
     def _start_all(self, pool: ThreadPoolExecutor) -> Prepared:
