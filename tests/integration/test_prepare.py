@@ -1,0 +1,116 @@
+"""What `up` does to the database before it starts anything else: schema, keys, facts that stay."""
+
+import asyncio
+from pathlib import Path
+
+import asyncpg
+import pytest
+import redis
+from msgspec.structs import replace
+
+from analytics_actors.up.connection import Connection, Prepared
+from analytics_actors.up.prepare import prepare
+from config import Settings
+from config.settings import LogSettings, StoreSettings
+from storage.embedded.valkey import EmbeddedValkey
+from storage.errors import Misconfigured, Unavailable
+from storage.key_text import is_well_formed
+from storage.postgres import Postgres
+from storage.registry import Registry
+
+
+@pytest.fixture
+def settings(postgres_url: str, valkey_url: str) -> Settings:
+    return Settings(log=LogSettings(redis_url=valkey_url), store=StoreSettings(postgres_url=postgres_url))
+
+
+def kept(prepared: Prepared) -> Connection:
+    keys = (prepared.project_id, prepared.admin_key, prepared.write_key, prepared.read_key)
+    return Connection("http://g", "", *keys, "p", "r", "l", "1:1", "/token", 1)
+
+
+def keys_of(prepared: Prepared) -> tuple[str, str, str]:
+    return prepared.write_key, prepared.read_key, prepared.admin_key
+
+
+async def revoke(settings: Settings, key: str) -> None:
+    connection = await asyncpg.connect(settings.store.postgres_url)
+    await connection.execute("UPDATE api_keys SET revoked_at = now() WHERE key_hash = sha256($1::text::bytea)", key)
+    await connection.close()
+
+
+async def test_a_new_database_gets_schema_project_and_keys(settings: Settings) -> None:
+    prepared = await prepare(settings, None)
+    assert prepared.is_new
+    assert prepared.migrations
+    assert prepared.project_id == "default"
+    assert all(is_well_formed(key) for key in keys_of(prepared))
+
+
+async def test_a_second_start_keeps_the_keys(settings: Settings) -> None:
+    first = await prepare(settings, None)
+    again = await prepare(settings, kept(first))
+    assert (again.migrations, again.is_new) == ([], False)
+    assert keys_of(again) == keys_of(first)
+
+
+async def test_lost_keys_are_made_anew_and_the_old_ones_stay(settings: Settings) -> None:
+    first = await prepare(settings, None)
+    again = await prepare(settings, None)
+    assert not set(keys_of(first)) & set(keys_of(again))
+    assert keys_of(await prepare(settings, kept(first))) == keys_of(first)
+
+
+async def test_only_the_revoked_key_is_replaced(settings: Settings) -> None:
+    first = await prepare(settings, None)
+    await revoke(settings, first.read_key)
+    again = await prepare(settings, kept(first))
+    assert (again.write_key, again.admin_key) == (first.write_key, first.admin_key)
+    assert again.read_key != first.read_key
+
+
+async def test_keys_of_another_database_are_not_believed(settings: Settings) -> None:
+    first = await prepare(settings, None)
+    foreign = replace(kept(first), project_id="elsewhere", write_key="aa_write_x", admin_key=first.write_key)
+    again = await prepare(settings, foreign)
+    assert again.project_id == "default"
+    assert again.admin_key.startswith("aa_admin_")
+    assert again.write_key not in ("aa_write_x", first.write_key)
+
+
+async def test_another_number_of_partitions_is_refused(settings: Settings) -> None:
+    await prepare(settings, None)
+    changed = replace(settings, log=replace(settings.log, partitions=settings.log.partitions * 2))
+    with pytest.raises(Misconfigured, match=r"created with log\.partitions = 64, and the setting is 128"):
+        await prepare(changed, None)
+
+
+async def test_a_project_that_came_first_by_another_name_is_used(settings: Settings) -> None:
+    await prepare(settings, None)
+    postgres = Postgres(settings.store.postgres_url, owner="test", pool_size=1, deadline_s=10.0)
+    await Registry(postgres).create_project("shop")
+    await postgres.close()
+    connection = await asyncpg.connect(settings.store.postgres_url)
+    await connection.execute("DELETE FROM api_keys")
+    await connection.execute("DELETE FROM projects WHERE project_id = 'default'")
+    await connection.close()
+    assert (await prepare(settings, None)).project_id == "shop"
+
+
+async def test_a_log_that_forgets_is_refused(settings: Settings, tmp_path: Path) -> None:
+    server = EmbeddedValkey(tmp_path, max_memory_bytes=64 << 20)
+    await asyncio.to_thread(server.start)
+    try:
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("appendfsync", "everysec")
+        forgetful = replace(settings, log=replace(settings.log, redis_url=server.url))
+        with pytest.raises(Misconfigured, match="appendfsync"):
+            await prepare(forgetful, None)
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
+async def test_a_database_that_is_away_is_told(settings: Settings) -> None:
+    away = replace(settings, store=replace(settings.store, postgres_url="postgresql://a:b@127.0.0.1:1/x"))
+    with pytest.raises(Unavailable, match="did not answer: ConnectionRefusedError"):
+        await prepare(away, None)
