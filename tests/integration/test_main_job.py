@@ -71,7 +71,7 @@ async def stored_counts(system: RunningSystem, projects: list[str]) -> tuple[Cou
 async def load(system: RunningSystem, files: list[Path]) -> dict[str, Any]:
     arguments = ["load", *map(str, files), "--by-project", "--json"]
     done = await asyncio.to_thread(lambda: system.cli(*arguments, timeout_s=300))
-    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    summary: dict[str, Any] = json.loads(done.stdout)
     return summary
 
 
