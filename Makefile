@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 ARGS ?=
 UV_VERSION := 0.13.8
 
-.PHONY: up down test check lint lock bench clean
+.PHONY: install up down test faults check lock bench clean
+
+install: $(VENV)/.runtime
 
 up: $(VENV)/.runtime
 	$(BIN)/analytics-actors up $(ARGS)
@@ -16,6 +18,10 @@ down: $(VENV)/.runtime
 
 test: check
 	$(BIN)/pytest $(ARGS)
+
+# The same faults, with services away for a minute instead of seconds.
+faults: $(VENV)/.dev
+	FAULT_SECONDS=60 $(BIN)/pytest tests/faults $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
