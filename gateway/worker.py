@@ -106,6 +106,9 @@ class Worker:
             # What lives now lives for ever: the collector need not look at it again.
             gc.collect()
             gc.freeze()
+            # Decoding makes thousands of short-lived containers and no cycles: looking for some less often
+            # costs a few MB at most.
+            gc.set_threshold(50_000, 20, 50)
             await serve(app, sock, gateway, on_shutdown=lambda: None)
             await self._ingest.drain()
 

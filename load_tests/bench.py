@@ -17,7 +17,7 @@ import uvloop
 from rich.console import Console
 
 from load_tests.comparison import Comparison, Plan, Results
-from load_tests.profiles import recorded
+from load_tests.profiles import ROLES, flame_graph, recorded
 from load_tests.report import RESULTS, machine, save, show
 from load_tests.rounds import BATCH_100, BATCH_1000, SINGLE, Workload
 from load_tests.running_system import RunningSystem, SystemFailed
@@ -86,12 +86,12 @@ def compare(comparison: Comparison, arguments: argparse.Namespace) -> Run:
 
 def profile(comparison: Comparison, system: RunningSystem, arguments: argparse.Namespace) -> Run:
     seconds = plan_of(arguments).seconds
-    files = []
+    files: list[str] = []
     for name in arguments.only or (SINGLE.name, BATCH_100.name):
-        with recorded(system.processes(), name=name, seconds=seconds, folder=RESULTS) as paths:
-            requests_per_s = comparison.saturation(WORKLOADS[name], seconds=seconds)
+        recording = recorded(system.processes(), name=name, seconds=seconds, folder=RESULTS)
+        requests_per_s = comparison.saturation(WORKLOADS[name], seconds=seconds, within=recording)
         report(f"{name}: {requests_per_s:,.0f} requests/s with py-spy beside it")
-        files += [path.name for path in paths]
+        files += [flame_graph(name, role) for role in ROLES]
     return Run("profile", {"files": files})
 
 
@@ -125,7 +125,8 @@ def run(runner: asyncio.Runner, system: RunningSystem, arguments: argparse.Names
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    # SIGTERM ends a run as Ctrl-C does: everything that was started is stopped.
+    # SIGTERM ends a run as Ctrl-C does, also in the background: everything that was started is stopped.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     started_s = time.monotonic()
     try:

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -149,9 +149,11 @@ class Comparison:
         figures["half_load_p99_ms"] = _median(latency.p99_ms for latency in found)
         figures["half_load_worst_ms"] = max(latency.worst_ms for latency in found)
 
-    def saturation(self, workload: Workload, *, seconds: float) -> float:
-        """Requests a second that the system answers at most, tried for so long."""
-        return self._warm_up(self._server, workload, seconds=seconds)
+    def saturation(
+        self, workload: Workload, *, seconds: float, within: AbstractContextManager[object] | None = None
+    ) -> float:
+        """Requests a second that the system answers at most, tried for so long; `within` is entered when it begins."""
+        return self._warm_up(self._server, workload, seconds=seconds, within=within)
 
     def finish(self) -> None:
         """Count what was stored. Raises `SystemFailed` when rows and ledger differ."""
@@ -197,10 +199,18 @@ class Comparison:
         bytes_appended, events_appended = SHARD_COUNTERS["bytes_appended"], SHARD_COUNTERS["events_appended"]
         return _Log(self._system.metric(bytes_appended), self._system.metric(events_appended))
 
-    def _warm_up(self, server: Server, workload: Workload, *, seconds: float) -> float:
+    def _warm_up(
+        self,
+        server: Server,
+        workload: Workload,
+        *,
+        seconds: float,
+        within: AbstractContextManager[object] | None = None,
+    ) -> float:
         requests = math.ceil(workload.expected_events_per_s * seconds / workload.events_per_request)
         bodies = self._maker.bodies(requests, events_per_request=workload.events_per_request)
-        requests_per_s: float = self._runner.run(warm_up(server, workload, bodies, seconds=seconds))
+        with within or nullcontext():
+            requests_per_s: float = self._runner.run(warm_up(server, workload, bodies, seconds=seconds))
         return requests_per_s
 
     def _round(self, server: Server, workload: Workload, bodies: Sequence[bytes]) -> Round:

@@ -206,7 +206,8 @@ class _Pacer:
         self._requests = requests
         self._due = deque(offsets_s)
         self._clock = clock
-        self._idle: list[_Connection] = []
+        # They take turns: a server closes a connection that is idle for long.
+        self._idle: deque[_Connection] = deque()
         self._left = len(offsets_s)
         self._start_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -214,7 +215,7 @@ class _Pacer:
 
     def start(self, run: _Run) -> None:
         self._run = run
-        self._idle = list(run.connections)
+        self._idle.extend(run.connections)
         self._start_s = run.outcome.started_s = self._clock()
         if not self._left:
             run.finish()
@@ -234,7 +235,7 @@ class _Pacer:
         now_s = self._clock() - self._start_s
         due, idle = self._due, self._idle
         while due and idle and due[0] <= now_s:
-            idle.pop().send(next(self._requests), since_s=self._start_s + due.popleft())
+            idle.popleft().send(next(self._requests), since_s=self._start_s + due.popleft())
         if due and idle:
             self._timer = asyncio.get_running_loop().call_later(due[0] - now_s, self._send_due)
 

@@ -14,17 +14,22 @@ SAMPLES_PER_S = 200
 WRITE_DEADLINE_S = 60.0
 
 
+def flame_graph(name: str, role: str) -> str:
+    """The file's name."""
+    return f"{name}_{role}.svg"
+
+
 @contextmanager
-def recorded(processes: Processes, *, name: str, seconds: float, folder: Path) -> Iterator[list[Path]]:
+def recorded(processes: Processes, *, name: str, seconds: float, folder: Path) -> Iterator[None]:
     """Record for `seconds` from the block's start; the files are complete after the block.
 
     The processes are not stopped for a sample, so a few samples are torn, and the speed is the real one.
     """
     folder.mkdir(exist_ok=True)
-    paths = [(process.pid, folder / f"{name}_{role}.svg") for role, process in processes if role in ROLES]
-    spies = [_spy(pid, path, seconds) for pid, path in paths]
+    watched = [(process.pid, folder / flame_graph(name, role)) for role, process in processes if role in ROLES]
+    spies = [_spy(pid, path, seconds) for pid, path in watched]
     try:
-        yield [path for _, path in paths]
+        yield
         for spy in spies:
             _finish(spy)
     finally:

@@ -79,8 +79,8 @@ def show(results: Results, console: Console) -> None:
 
 
 def costs_table(workload: str, servers: dict[str, dict[str, dict[str, float]]]) -> Table:
-    """CPU seconds a million events are microseconds an event."""
-    table = Table(f"{workload}: costs", "", "CPU s / 1M events", "MB written / 1M events", "peak PSS, MB", box=None)
+    """CPU seconds a million events are microseconds of CPU an event."""
+    table = Table(f"{workload}, a million events", "", "CPU s", "MB written", "PSS peak, MB", box=None)
     for column in table.columns[2:]:
         column.justify = "right"
     for server, roles in servers.items():

@@ -33,6 +33,7 @@ class _Server:
     def __init__(self, *, answer_s: Callable[[int], float] = lambda _: 0.0, answer: bytes = ACCEPTED) -> None:
         self.taken: list[bytes] = []
         self.taken_at_s: list[float] = []
+        self.taken_on: list[asyncio.Protocol] = []
         self.opened = self.closed = self.busy = self.most_busy = 0
         self._answer_s = answer_s
         self._answer = answer
@@ -54,6 +55,7 @@ class _Server:
         self.most_busy = max(self.most_busy, self.busy)
         wait_s = self._answer_s(len(self.taken))
         self.taken.append(request)
+        self.taken_on.append(protocol)
         loop = asyncio.get_running_loop()
         self.taken_at_s.append(loop.time())
         loop.call_later(wait_s, self._give, protocol)
@@ -158,6 +160,14 @@ def test_open_loop_sends_on_while_the_server_stalls() -> None:
     server = _Server(answer_s=lambda _: 0.2)
     run_open(server, [0.01 * number for number in range(10)], connections=16)
     assert server.most_busy == 10
+
+
+def test_open_loop_lets_its_connections_take_turns() -> None:
+    """A server closes a connection on which nothing comes for long."""
+    server = _Server(answer_s=lambda _: 0.001)
+    run_open(server, [0.01 * number for number in range(12)], connections=4)
+    assert len(set(server.taken_on[:4])) == 4
+    assert server.taken_on == server.taken_on[:4] * 3
 
 
 def test_open_loop_of_nothing_ends() -> None:
