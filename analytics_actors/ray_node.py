@@ -19,6 +19,9 @@ from storage.embedded.process import OnSpawn, free_port, kept_secret, nobody_ask
 
 OBJECT_STORE_BYTES = 200 * MIB
 """Appends travel inline or are short-lived; the gateways bound what is in flight to a fraction of this."""
+INLINE_BYTES = 1 * MIB
+"""Arguments up to this size travel within the call (Ray's default: 100 kB), larger ones through the object store. Of
+one machine measured, CPU a call: 120 kB 0.9 against 1.95 ms, 400 kB 1.9 against 2.0, 1.5 MB 4.3 against 2.9."""
 DRIVER_PATIENCE_S = 10 * 365 * 86400
 """A driver ends itself when the GCS is away for this long (Ray's default: 60 s). A gateway must not."""
 MAX_TEMP_DIR_CHARS = 24
@@ -89,6 +92,7 @@ class RayNode:
     def env(self) -> dict[str, str]:
         """The environment that a process needs to join this node as a driver, or to use `ray list`."""
         return _LOOPBACK | {
+            "RAY_max_direct_call_object_size": str(INLINE_BYTES),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._token_path),
             "RAY_gcs_rpc_server_reconnect_timeout_s": str(DRIVER_PATIENCE_S),

@@ -28,9 +28,9 @@ from storage.errors import SpoolFull
 from storage.event_batch import EventBatch, encode_batches
 from storage.fingerprint import partition_of
 
-MAX_FLIGHTS = 1
-"""Appends under way a lane. A call costs about as much as a few hundred events, so the next one waits for
-the answer of the one before and takes along all that has come meanwhile."""
+MAX_FLIGHTS = 2
+"""Appends under way a lane: one is on its way back while the next is decoded and built. A call costs as much as some
+hundred events, so more of them, and smaller ones, cost more than they hide."""
 
 MAX_FLIGHT_EVENTS = 20_000
 """Rows in one append call: a few MB, tens of milliseconds of an actor's time."""

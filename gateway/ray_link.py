@@ -10,10 +10,12 @@ import threading
 import time
 from typing import Any
 
-from analytics_actors.messages import AppendReply, batcher_name, decode_replies
+from analytics_actors.messages import CONTROLLER_NAME, AppendReply, batcher_name, decode_replies
 from config.settings import Settings
 
 JOIN_RETRY_S = 1.0
+ACTORS_RETRY_S = 0.2
+FIRST_CALL_DEADLINE_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -57,8 +59,23 @@ class RayLink:
                 _log.warning("ray cannot be joined yet", extra={"action": "ray_join_failed", "error": str(error)})
                 self._stopped.wait(JOIN_RETRY_S)
             else:
-                _log.info("ray is joined", extra={"action": "ray_joined"})
-                self._joined.set()
+                break
+        self._call_once()
+        _log.info("ray is joined", extra={"action": "ray_joined"})
+        self._joined.set()
+
+    def _call_once(self) -> None:
+        """Ray imports for a second at a driver's first call: not in the event loop, then."""
+        import ray
+
+        while not self._stopped.is_set():
+            try:
+                controller: Any = ray.get_actor(CONTROLLER_NAME, self._settings.actors.namespace)
+                ray.get(controller.ready.remote(), timeout=FIRST_CALL_DEADLINE_S)
+            except (ValueError, ray.exceptions.RayError):
+                # The actors are started when Ray is there, and may be on their way.
+                self._stopped.wait(ACTORS_RETRY_S)
+            else:
                 return
 
     async def append(self, shard: int, raw: bytes, *, deadline_s: float) -> list[AppendReply]:

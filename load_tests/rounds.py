@@ -1,7 +1,7 @@
 """One round of load on one server: sent, stored, and what it cost.
 
-A round sends a fixed number of events, as many as take about the wanted time at the speed that a short
-warm-up has found. It ends when the last of them can be read in PostgreSQL.
+A round sends a fixed number of events, as many as take about the wanted time at the speed that short
+attempts have found. It ends when the last of them can be read in PostgreSQL.
 """
 
 import gc
@@ -12,13 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
 from load_tests.floors import FloorServer, ScratchDatabase
 from load_tests.generator import Outcome, Target, closed_loop, open_loop
 from load_tests.process_costs import Cost, Meter, Processes
 from load_tests.running_system import RunningSystem, SystemFailed
-from load_tests.schedule import percentile, poisson_offsets_s
+from load_tests.schedule import percentile
 
 OPEN_LOOP_CONNECTIONS = 256
 """More than are busy at once unless the server stalls for 100 ms."""
@@ -27,18 +25,30 @@ SLOWEST = 20.0
 
 
 class Workload(NamedTuple):
-    """A shape of requests. `connections` are so many that the server is the bottleneck, and no more."""
+    """A shape of requests.
+
+    What a server reaches depends on how many connections it may answer at once: few starve a server that waits
+    for a log or coalesces, many only queue up at one that works on ten database connections. So the numbers
+    in `connections` are tried on every server, and each is measured at the one that is best for it.
+    """
 
     name: str
     events_per_request: int
-    connections: int
+    connections: tuple[int, ...]
     expected_events_per_s: int
-    """Above what can be reached here: a warm-up has so many events ready."""
+    """Above what can be reached here: a try has so many events ready."""
 
 
-SINGLE = Workload("single", 1, 64, 20_000)
-BATCH_100 = Workload("batch100", 100, 16, 150_000)
-BATCH_1000 = Workload("batch1000", 1000, 8, 250_000)
+SINGLE = Workload("single", 1, (32, 64, 128, 256, 512), 20_000)
+BATCH_100 = Workload("batch100", 100, (8, 16, 32, 64, 128), 150_000)
+BATCH_1000 = Workload("batch1000", 1000, (4, 8, 16, 32), 250_000)
+
+
+class Speed(NamedTuple):
+    """What a server reached with a number of connections."""
+
+    connections: int
+    requests_per_s: float
 
 
 class Stored(NamedTuple):
@@ -119,21 +129,29 @@ class Round:
     costs: dict[str, Cost]
 
 
-async def warm_up(server: Server, workload: Workload, bodies: Sequence[bytes], *, seconds: float) -> float:
-    """Send for so long, return the requests a second that were answered; what was sent is stored then."""
+async def attempt(
+    server: Server, workload: Workload, bodies: Iterable[bytes], *, connections: int, seconds: float
+) -> Speed:
+    """Send for so long, return the speed of answers; what was sent is stored then."""
     until_s = time.perf_counter() + seconds
     requests = itertools.takewhile(lambda _: time.perf_counter() < until_s, _requests(server, workload, bodies))
     before = await server.stored()
     outcome = await closed_loop(
-        server.targets(workload)[0], requests, connections=workload.connections, deadline_s=SLOWEST * seconds
+        server.targets(workload)[0], requests, connections=connections, deadline_s=SLOWEST * seconds
     )
     check(outcome)
     await server.stored_at_s(outcome, before.events + outcome.requests * workload.events_per_request)
-    return outcome.requests / outcome.seconds
+    return Speed(connections, outcome.requests / outcome.seconds)
 
 
 async def saturate(
-    server: Server, scratch: ScratchDatabase, workload: Workload, bodies: Sequence[bytes], *, seconds: float
+    server: Server,
+    scratch: ScratchDatabase,
+    workload: Workload,
+    bodies: Sequence[bytes],
+    *,
+    connections: int,
+    seconds: float,
 ) -> Round:
     """Send all bodies as fast as the server takes them. `seconds` is what that is expected to take."""
     requests = list(_requests(server, workload, bodies))
@@ -142,7 +160,7 @@ async def saturate(
     events = len(bodies) * workload.events_per_request
     with _undisturbed(), Meter(server.processes) as meter:
         outcome = await closed_loop(
-            server.targets(workload)[0], requests, connections=workload.connections, deadline_s=SLOWEST * seconds
+            server.targets(workload)[0], requests, connections=connections, deadline_s=SLOWEST * seconds
         )
         check(outcome)
         stored_s = await server.stored_at_s(outcome, before.events + events)
@@ -167,17 +185,8 @@ class Latency:
     worst_ms: float
 
 
-async def keep_rate(
-    server: Server,
-    workload: Workload,
-    bodies: Iterable[bytes],
-    *,
-    requests_per_s: float,
-    seconds: float,
-    random: np.random.Generator,
-) -> Latency:
-    """Send at Poisson arrivals of that rate, and wait until everything is stored."""
-    offsets_s = poisson_offsets_s(requests_per_s, seconds, random=random)
+async def keep_rate(server: Server, workload: Workload, bodies: Iterable[bytes], offsets_s: Sequence[float]) -> Latency:
+    """Send a body at each of the times, which are seconds from the start, and wait until everything is stored."""
     before = await server.stored()
     with _undisturbed():
         outcome = await open_loop(
@@ -185,7 +194,7 @@ async def keep_rate(
             _requests(server, workload, bodies),
             offsets_s,
             connections=OPEN_LOOP_CONNECTIONS,
-            deadline_s=SLOWEST * seconds,
+            deadline_s=SLOWEST * max(1.0, offsets_s[-1]),
         )
     check(outcome)
     await server.stored_at_s(outcome, before.events + outcome.requests * workload.events_per_request)
