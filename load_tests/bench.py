@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import uvloop
 from rich.console import Console
 
-from load_tests.comparison import Comparison, Plan, Results
+from load_tests.comparison import Comparison, Plan
+from load_tests.figures import Results
 from load_tests.profiles import ROLES, flame_graph, recorded
 from load_tests.report import RESULTS, machine, save, show
 from load_tests.rounds import BATCH_100, BATCH_1000, SINGLE, Workload
@@ -25,8 +26,8 @@ from load_tests.watching import idle, soak
 
 MEASUREMENTS = ("single", "latency", "batch100", "batch1000")
 WORKLOADS = {workload.name: workload for workload in (SINGLE, BATCH_100, BATCH_1000)}
-FULL = Plan(seconds=8.0, rounds=3, warm_up_s=2.0)
-QUICK = Plan(seconds=2.0, rounds=1, warm_up_s=0.7)
+FULL = Plan(seconds=8.0, rounds=3, attempt_s=1.5, skip=0)
+QUICK = Plan(seconds=2.0, rounds=1, attempt_s=0.4, skip=1)
 
 console = Console(highlight=False)
 
@@ -80,7 +81,12 @@ def compare(comparison: Comparison, arguments: argparse.Namespace) -> Run:
     results: Results = comparison.results
     show(results, console)
     is_full = not arguments.quick and not arguments.only
-    content = {"figures": results.figures, "ratios": results.ratios, "costs": results.costs}
+    content = {
+        "figures": results.figures,
+        "ratios": results.ratios,
+        "costs": results.costs,
+        "attempts": results.attempts,
+    }
     return Run("latest" if is_full else "quick", content)
 
 
@@ -89,15 +95,16 @@ def profile(comparison: Comparison, system: RunningSystem, arguments: argparse.N
     files: list[str] = []
     for name in arguments.only or (SINGLE.name, BATCH_100.name):
         recording = recorded(system.processes(), name=name, seconds=seconds, folder=RESULTS)
-        requests_per_s = comparison.saturation(WORKLOADS[name], seconds=seconds, within=recording)
-        report(f"{name}: {requests_per_s:,.0f} requests/s with py-spy beside it")
+        best = comparison.saturation(WORKLOADS[name])
+        speed = comparison.attempt(WORKLOADS[name], connections=best.connections, seconds=seconds, within=recording)
+        report(f"{name}: {speed.requests_per_s:,.0f} requests/s with py-spy beside it")
         files += [flame_graph(name, role) for role in ROLES]
     return Run("profile", {"files": files})
 
 
 def endure(comparison: Comparison, runner: asyncio.Runner, system: RunningSystem, arguments: argparse.Namespace) -> Run:
     workload: Workload = WORKLOADS[arguments.only[0]] if arguments.only else SINGLE
-    rate = comparison.saturation(workload, seconds=plan_of(arguments).seconds) / 2
+    rate = comparison.saturation(workload).requests_per_s / 2
     report(f"{workload.name}: {rate:,.0f} requests/s for {arguments.soak:g} minutes")
     found = soak(
         runner,
@@ -144,7 +151,7 @@ def main() -> int:
         report(f"failed: {type(error).__name__} {error}")
         return 1
     settings = {name: value for name, value in vars(arguments).items() if value is not None}
-    settings |= plan_of(arguments)._asdict() | {"connections": {w.name: w.connections for w in WORKLOADS.values()}}
+    settings |= plan_of(arguments)._asdict()
     path = save(found.name, found.content | {"machine": tested_on, "settings": settings})
     report(
         f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}, "

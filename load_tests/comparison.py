@@ -1,38 +1,39 @@
 """The system against its floors: rounds next to each other, medians over the rounds, ratios round by round.
 
 The speed of a machine drifts. What is compared runs in turns, and a ratio is the median of the ratios of
-neighbours, not the ratio of medians.
+neighbours, not the ratio of medians. Every server is measured at the number of connections that suits it best,
+out of the same ones: found by attempts whose results are kept apart (`attempts`) and are in no figure.
 """
 
 import asyncio
 import math
-import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import numpy as np
 
 from config.metrics import ACKS, SHARD_COUNTERS
 from load_tests.events import EventMaker
+from load_tests.figures import Results, median, stored_events_per_s
 from load_tests.floors import FloorServer, ScratchDatabase, columns_of
-from load_tests.process_costs import Cost
 from load_tests.rounds import (
     BATCH_100,
     BATCH_1000,
     SINGLE,
+    Latency,
     PlainServer,
     Round,
     Server,
+    Speed,
     SystemServer,
     Workload,
+    attempt,
     keep_rate,
     saturate,
-    warm_up,
 )
 from load_tests.running_system import RunningSystem, SystemFailed
+from load_tests.schedule import poisson_offsets_s
 
 COPY_ROWS = 20_000
 SMALL_COPY_ROWS = 1000
@@ -43,20 +44,13 @@ Report = Callable[[str], None]
 
 
 class Plan(NamedTuple):
-    """How long and how often. `seconds` of each round."""
+    """How long and how often: `seconds` of a round, `attempt_s` of each attempt to find the best number of
+    connections, of which `skip` are left out before every one that is tried."""
 
     seconds: float
     rounds: int
-    warm_up_s: float
-
-
-@dataclass
-class Results:
-    """Named numbers, units in the names; `costs` by workload, server and role."""
-
-    figures: dict[str, float] = field(default_factory=dict)
-    ratios: dict[str, float] = field(default_factory=dict)
-    costs: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=lambda: defaultdict(dict))
+    attempt_s: float
+    skip: int
 
 
 class _Log(NamedTuple):
@@ -93,16 +87,13 @@ class Comparison:
         """One event a request, against the plain handler and the bare route."""
         with self._plain("executemany") as executemany, self._plain("bare") as bare:
             rounds = self._in_turns(SINGLE, [self._server, executemany, bare])
-        self._keep(SINGLE, rounds)
-        self.results.figures["bare_single_requests_per_s"] = _median(r.requests_per_s for r in rounds["bare"])
-        self._keep_ratio("single_vs_executemany", rounds, "executemany")
+        self.results.keep_ratio("single_vs_executemany", rounds["system"], stored_events_per_s(rounds["executemany"]))
 
     def batch100(self) -> None:
         """100 events a request, against the plain handler."""
         with self._plain("executemany") as executemany:
             rounds = self._in_turns(BATCH_100, [self._server, executemany])
-        self._keep(BATCH_100, rounds)
-        self._keep_ratio("batch100_vs_executemany", rounds, "executemany")
+        self.results.keep_ratio("batch100_vs_executemany", rounds["system"], stored_events_per_s(rounds["executemany"]))
 
     def batch1000(self) -> None:
         """1,000 events a request, against COPY of the same rows and the plain handler."""
@@ -115,45 +106,46 @@ class Comparison:
 
         with self._plain("executemany") as executemany:
             rounds = self._in_turns(BATCH_1000, [self._server, executemany], between=copy)
-        self._keep(BATCH_1000, rounds)
-        self.results.figures[f"copy_{COPY_ROWS}_rows_stored_events_per_s"] = _median(copied)
-        self.results.figures[f"copy_{SMALL_COPY_ROWS}_rows_stored_events_per_s"] = _median(copied_small)
-        pairs = zip(rounds["system"], copied, strict=True)
-        self.results.ratios["batch1000_vs_copy"] = _median(
-            system.stored_events_per_s / floor for system, floor in pairs
-        )
-        self._keep_ratio("batch1000_vs_executemany", rounds, "executemany")
+        results = self.results
+        results.figures[f"copy_{COPY_ROWS}_rows_stored_events_per_s"] = median(copied)
+        results.figures[f"copy_{SMALL_COPY_ROWS}_rows_stored_events_per_s"] = median(copied_small)
+        results.keep_ratio("batch1000_vs_copy", rounds["system"], copied)
+        results.keep_ratio("batch1000_vs_executemany", rounds["system"], stored_events_per_s(rounds["executemany"]))
 
     def latency(self) -> None:
-        """Single events at half of what `single` has found, at times of their own."""
-        figures = self.results.figures
-        saturation = figures.get("system_single_accepted_events_per_s") or self.saturation(
-            SINGLE, seconds=self._plan.warm_up_s
-        )
-        rate = saturation / 2
-        found = []
-        for _ in range(self._plan.rounds):
-            bodies = self._maker.bodies(math.ceil(rate * self._plan.seconds * 1.5), events_per_request=1)
-            latency = self._runner.run(
-                keep_rate(
-                    self._server, SINGLE, bodies, requests_per_s=rate, seconds=self._plan.seconds, random=self._random
-                )
-            )
-            found.append(latency)
-            self._report(
-                f"half load: {latency.requests_per_s:,.0f} requests/s, p50 {latency.p50_ms:.1f} ms, "
-                f"p99 {latency.p99_ms:.1f} ms, worst {latency.worst_ms:.1f} ms"
-            )
-        figures["half_load_requests_per_s"] = _median(latency.requests_per_s for latency in found)
-        figures["half_load_p50_ms"] = _median(latency.p50_ms for latency in found)
-        figures["half_load_p99_ms"] = _median(latency.p99_ms for latency in found)
-        figures["half_load_worst_ms"] = max(latency.worst_ms for latency in found)
+        """Single events at half of what `single` has found. The bare route at the same rate shows what of
+        that is the generator and HTTP."""
+        saturation = self.results.figures.get("system_single_requests_per_s")
+        rate = (saturation or self.saturation(SINGLE).requests_per_s) / 2
+        with self._plain("bare") as bare:
+            found: dict[str, list[Latency]] = {"half_load": [], "bare_half_load": []}
+            for _ in range(self._plan.rounds):
+                found["half_load"].append(self._at_rate(self._server, rate))
+                found["bare_half_load"].append(self._at_rate(bare, rate))
+        for prefix, latencies in found.items():
+            self.results.keep_latency(prefix, latencies)
 
-    def saturation(
-        self, workload: Workload, *, seconds: float, within: AbstractContextManager[object] | None = None
-    ) -> float:
-        """Requests a second that the system answers at most, tried for so long; `within` is entered when it begins."""
-        return self._warm_up(self._server, workload, seconds=seconds, within=within)
+    def _at_rate(self, server: Server, requests_per_s: float) -> Latency:
+        offsets_s = poisson_offsets_s(requests_per_s, self._plan.seconds, random=self._random)
+        bodies = self._maker.bodies(len(offsets_s), events_per_request=1)
+        latency: Latency = self._runner.run(keep_rate(server, SINGLE, bodies, offsets_s))
+        self._report(
+            f"half load {server.name}: {latency.requests_per_s:,.0f} requests/s, p50 {latency.p50_ms:.1f} ms, "
+            f"p99 {latency.p99_ms:.1f} ms, worst {latency.worst_ms:.1f} ms"
+        )
+        return latency
+
+    def saturation(self, workload: Workload) -> Speed:
+        """What the system answers at most."""
+        return self._best(self._server, workload)
+
+    def attempt(
+        self, workload: Workload, *, connections: int, seconds: float, within: AbstractContextManager[object]
+    ) -> Speed:
+        """What the system answers with so many connections; `within` is entered when the sending begins."""
+        bodies = self._bodies_for(workload, seconds)
+        with within:
+            return self._attempt(self._server, workload, connections, bodies, seconds)
 
     def finish(self) -> None:
         """Count what was stored. Raises `SystemFailed` when rows and ledger differ."""
@@ -178,43 +170,61 @@ class Comparison:
     ) -> dict[str, list[Round]]:
         """Rounds of every server by its name. `between` comes after the first server of each turn."""
         log = self._log()
-        speeds = {server.name: self._warm_up(server, workload, seconds=self._plan.warm_up_s) for server in servers}
+        speeds = {server.name: self._best(server, workload) for server in servers}
         rounds: dict[str, list[Round]] = {server.name: [] for server in servers}
         for _ in range(self._plan.rounds):
-            counts = {name: max(1, math.ceil(speed * self._plan.seconds)) for name, speed in speeds.items()}
+            counts = {name: self._requests_of_a_round(speed) for name, speed in speeds.items()}
             bodies = self._maker.bodies(max(counts.values()), events_per_request=workload.events_per_request)
             for server in servers:
-                found = self._round(server, workload, bodies[: counts[server.name]])
+                speed = speeds[server.name]
+                found = self._round(server, workload, bodies[: counts[server.name]], speed.connections)
                 rounds[server.name].append(found)
-                speeds[server.name] = found.stored_events_per_s / workload.events_per_request
+                stored_requests_per_s = found.stored_events_per_s / workload.events_per_request
+                speeds[server.name] = speed._replace(requests_per_s=stored_requests_per_s)
                 if between is not None and server is servers[0]:
                     between(bodies)
             self._runner.run(self._scratch.empty())
         after = self._log()
         bytes_per_event = (after.bytes - log.bytes) / (after.events - log.events)
         self.results.figures[f"system_{workload.name}_log_bytes_per_million_events"] = bytes_per_event * 1e6
+        self.results.keep_rounds(workload, rounds)
         return rounds
 
     def _log(self) -> _Log:
         bytes_appended, events_appended = SHARD_COUNTERS["bytes_appended"], SHARD_COUNTERS["events_appended"]
         return _Log(self._system.metric(bytes_appended), self._system.metric(events_appended))
 
-    def _warm_up(
-        self,
-        server: Server,
-        workload: Workload,
-        *,
-        seconds: float,
-        within: AbstractContextManager[object] | None = None,
-    ) -> float:
-        requests = math.ceil(workload.expected_events_per_s * seconds / workload.events_per_request)
-        bodies = self._maker.bodies(requests, events_per_request=workload.events_per_request)
-        with within or nullcontext():
-            requests_per_s: float = self._runner.run(warm_up(server, workload, bodies, seconds=seconds))
-        return requests_per_s
+    def _best(self, server: Server, workload: Workload) -> Speed:
+        """The best number of connections for a server. The first is tried twice, and counts once it is warm."""
+        seconds = self._plan.attempt_s
+        numbers = workload.connections[self._plan.skip :: self._plan.skip + 1]
+        tried = [
+            self._attempt(server, workload, connections, self._bodies_for(workload, seconds), seconds)
+            for connections in (numbers[0], *numbers)
+        ][1:]
+        self.results.keep_attempts(workload, server.name, tried)
+        best = max(tried, key=lambda speed: speed.requests_per_s)
+        self._report(f"{workload.name} {server.name}: {best.connections} connections suit it best")
+        return best
 
-    def _round(self, server: Server, workload: Workload, bodies: Sequence[bytes]) -> Round:
-        found = self._runner.run(saturate(server, self._scratch, workload, bodies, seconds=self._plan.seconds))
+    def _attempt(
+        self, server: Server, workload: Workload, connections: int, bodies: Sequence[bytes], seconds: float
+    ) -> Speed:
+        speed: Speed = self._runner.run(attempt(server, workload, bodies, connections=connections, seconds=seconds))
+        return speed
+
+    def _bodies_for(self, workload: Workload, seconds: float) -> list[bytes]:
+        """More than can be sent in that time."""
+        requests = math.ceil(workload.expected_events_per_s * seconds / workload.events_per_request)
+        return self._maker.bodies(requests, events_per_request=workload.events_per_request)
+
+    def _requests_of_a_round(self, speed: Speed) -> int:
+        return max(1, math.ceil(speed.requests_per_s * self._plan.seconds))
+
+    def _round(self, server: Server, workload: Workload, bodies: Sequence[bytes], connections: int) -> Round:
+        found: Round = self._runner.run(
+            saturate(server, self._scratch, workload, bodies, connections=connections, seconds=self._plan.seconds)
+        )
         self._report(
             f"{workload.name} {server.name}: {found.requests_per_s:,.0f} requests/s, "
             f"{found.accepted_events_per_s:,.0f} events/s accepted, {found.stored_events_per_s:,.0f} stored"
@@ -230,38 +240,3 @@ class Comparison:
         rows_per_s = rows / seconds
         self._report(f"COPY, {rows_per_batch:,} rows a transaction: {rows_per_s:,.0f} rows/s")
         return rows_per_s
-
-    def _keep(self, workload: Workload, rounds: Mapping[str, Sequence[Round]]) -> None:
-        """Figures and costs of a workload, for every server that stores."""
-        figures = self.results.figures
-        for name, found in rounds.items():
-            self.results.costs[workload.name][name] = _median_costs(found)
-            if name == "bare":
-                continue
-            prefix = f"{name}_{workload.name}"
-            figures[f"{prefix}_accepted_events_per_s"] = _median(r.accepted_events_per_s for r in found)
-            figures[f"{prefix}_stored_events_per_s"] = _median(r.stored_events_per_s for r in found)
-            figures[f"{prefix}_wal_bytes_per_million_events"] = _median(r.wal_bytes * 1e6 / r.events for r in found)
-
-    def _keep_ratio(self, name: str, rounds: Mapping[str, Sequence[Round]], floor: str) -> None:
-        pairs = zip(rounds["system"], rounds[floor], strict=True)
-        self.results.ratios[name] = _median(ours.stored_events_per_s / its.stored_events_per_s for ours, its in pairs)
-
-
-def _median(values: Iterable[float]) -> float:
-    return statistics.median(values)
-
-
-def _median_costs(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
-    """By role, a million events; memory as its peak."""
-    roles = sorted({role for found in rounds for role in found.costs})
-    return {role: _median_cost(role, rounds) for role in roles}
-
-
-def _median_cost(role: str, rounds: Sequence[Round]) -> dict[str, float]:
-    costs = [(found.costs.get(role, Cost()), found.events) for found in rounds]
-    return {
-        "cpu_s_per_million_events": _median(cost.cpu_s * 1e6 / events for cost, events in costs),
-        "written_bytes_per_million_events": _median(cost.written_bytes * 1e6 / events for cost, events in costs),
-        "pss_peak_bytes": _median(cost.pss_bytes for cost, _ in costs),
-    }

@@ -11,7 +11,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from load_tests.comparison import Results
+from load_tests.figures import Results
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = (

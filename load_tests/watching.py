@@ -16,6 +16,7 @@ from load_tests.events import EventMaker
 from load_tests.process_costs import Meter, pss_of
 from load_tests.rounds import SystemServer, Workload, keep_rate
 from load_tests.running_system import RunningSystem
+from load_tests.schedule import poisson_offsets_s
 
 SETTLE_S = 10.0
 """After the start Ray's agents are busy for some seconds."""
@@ -55,25 +56,18 @@ def soak(
 ) -> dict[str, Any]:
     """Keep the rate for so long, and tell the slope of every role's memory, from the second fifth on.
 
-    A dedupe window grows by design, by 8 bytes an id, until it is a day old: it is told beside the slopes.
+    Two parts grow by design, to a bound: a dedupe window by 8 bytes an id until it is a day old (it is told
+    beside the slopes), and PostgreSQL until its shared buffers (256 MB) were all used once.
     """
     maker = EventMaker(seed=seed)
+    offsets_s = poisson_offsets_s(requests_per_s, seconds, random=np.random.default_rng(seed))
     bodies = (
         body for _ in itertools.count() for body in maker.bodies(200, events_per_request=workload.events_per_request)
     )
     window_bytes = SHARD_GAUGES["window_bytes"]
     window_before = system.metric(window_bytes)
     with _MemoryWatch(system, report=report) as watch:
-        latency = runner.run(
-            keep_rate(
-                SystemServer(system),
-                workload,
-                bodies,
-                requests_per_s=requests_per_s,
-                seconds=seconds,
-                random=np.random.default_rng(seed),
-            )
-        )
+        latency = runner.run(keep_rate(SystemServer(system), workload, bodies, offsets_s))
     kept = [sample for sample in watch.samples if sample.at_s >= seconds / 5]
     slopes = slopes_bytes_per_min(kept)
     window_growth = (system.metric(window_bytes) - window_before) / seconds * 60

@@ -66,6 +66,33 @@ async def test_kill_9_of_up_itself_then_start_again(own_system: RunningSystem) -
         assert not psutil.pid_exists(pid) or psutil.Process(pid).create_time() != created, "a process was left over"
 
 
+async def test_a_full_spool_refuses_and_recovers(tmp_path: Path) -> None:
+    """With the log away and the spool at its bound, clients are told to wait; what was acknowledged arrives."""
+    system = RunningSystem(
+        tmp_path / "data", arguments=("--port", "0"), environment={"ANALYTICS_SPOOL_MAX_BYTES": "60000"}
+    )
+    try:
+        system.start()
+        client = Client(system)
+        client.create_project()
+        load = asyncio.create_task(client.run(seconds=9))
+        await asyncio.sleep(1)
+        valkey = system.pid_of("valkey-server")
+        os.kill(valkey, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(5)
+        finally:
+            os.kill(valkey, signal.SIGCONT)
+        await load
+        assert client.acks["spooled"] > 0
+        assert client.statuses[503] > 0
+        assert set(client.statuses) == {202, 503}
+        await asyncio.to_thread(system.wait_healthy)
+        await client.check()
+    finally:
+        system.close()
+
+
 async def test_another_number_of_shards_moves_partitions_and_loses_nothing(tmp_path: Path) -> None:
     system = RunningSystem(tmp_path / "data", arguments=("--port", "0"))
     try:

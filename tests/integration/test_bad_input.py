@@ -146,10 +146,13 @@ def test_any_json_is_stored_as_it_was_or_refused(value: Any, system: RunningSyst
     status, found = asyncio.run(there_and_back())
     if status == "accepted":
         # As decimals: jsonb writes 1e16 without its exponent, and a double cannot tell 2**53 + 1.
-        exact = {"parse_int": Decimal, "parse_float": Decimal}
-        assert json.loads(found, **exact) == json.loads(line, **exact)["properties"]
+        assert exactly(found) == exactly(line)["properties"]
     else:
         assert (status, found) == ("rejected", None)
+
+
+def exactly(text: str) -> Any:
+    return json.loads(text, parse_int=Decimal, parse_float=Decimal)
 
 
 async def test_invalid_utf_8_spoils_its_own_event_only(system: RunningSystem, client: Client) -> None:
