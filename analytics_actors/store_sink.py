@@ -20,7 +20,7 @@ from analytics_actors.messages import NOT_OWNER
 from analytics_actors.owned_partition import OwnedPartition, PartitionState
 from analytics_actors.pending import PendingRecord, lost_of
 from config.settings import StoreSettings
-from storage.errors import Fenced, Misconfigured, Unavailable
+from storage.errors import Fenced, FormatError, Misconfigured, Unavailable
 from storage.event_batch import LogRecord, decode_record
 from storage.event_store import EventStore, PartitionWrite
 from storage.partition_log import PartitionLog
@@ -65,6 +65,8 @@ class StoreSink:
         self._writes = 0
         self._failures = 0
         self._retry_at_ms = 0
+        self._one_by_one = False
+        self._unreadable: set[int] = set()
         self.draining = False
 
     def wake(self) -> None:
@@ -112,7 +114,14 @@ class StoreSink:
 
     def _ready(self) -> list[OwnedPartition]:
         writable = (PartitionState.OPEN, PartitionState.RESOLVING)
-        return [owner for owner in self._partitions if owner.pending and not owner.writing and owner.state in writable]
+        return [
+            owner
+            for owner in self._partitions
+            if owner.pending
+            and not owner.writing
+            and owner.state in writable
+            and owner.partition not in self._unreadable
+        ]
 
     def _choose(self) -> list[Job]:
         now_ms = self._clock_ms()
@@ -125,7 +134,7 @@ class StoreSink:
         jobs: list[Job] = []
         room = self._settings.max_write_events
         for owner in ready:
-            if room <= 0:
+            if room <= 0 or (jobs and self._one_by_one):
                 break
             records = owner.pending.head(max_events=room)
             room -= max(1, sum(pending.events for pending in records))
@@ -169,6 +178,8 @@ class StoreSink:
                 job.owner.store_epoch = None
         except (Unavailable, Misconfigured) as error:
             self._failed(jobs, str(error))
+        except FormatError as error:
+            self._set_aside(jobs, error)
         else:
             self._failures = 0
             self._counters.clear_trouble("postgres")
@@ -184,6 +195,14 @@ class StoreSink:
         self._retry_at_ms = self._clock_ms() + int(pause_s * 1000)
         self._counters.trouble("postgres", message)
         self._counters.count("write_failures")
+
+    def _set_aside(self, jobs: list[Job], error: FormatError) -> None:
+        """A record that cannot be read stops its own partition, and no other: the next writes are of one each."""
+        self._one_by_one = True
+        if len(jobs) == 1:
+            partition = jobs[0].owner.partition
+            self._unreadable.add(partition)
+            self._counters.trouble(f"partition {partition}", str(error))
 
     async def _claim(self, owners: list[OwnedPartition]) -> None:
         for owner in owners:

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
+import msgspec
 import pytest
 
 from analytics_actors import appender, store_sink, takeover
@@ -12,7 +13,7 @@ from analytics_actors.batcher import Batcher
 from analytics_actors.messages import APPENDED, FULL, NOT_OWNER, REPEATED, UNAVAILABLE, AppendReply
 from analytics_actors.takeover import OFFSET_BLOCK
 from config.settings import LogSettings, Settings, StoreSettings
-from storage.event_batch import EventBatch
+from storage.event_batch import EventBatch, PackedRows
 from storage.fingerprint import partition_of
 from storage.memory_log import MemoryLog
 from storage.memory_store import MemoryStore
@@ -250,6 +251,20 @@ async def test_stored_records_are_trimmed_from_the_log(shard: Shard) -> None:
     async with asyncio.timeout(5):
         while not await trimmed():
             await asyncio.sleep(0.05)
+
+
+async def test_a_record_that_cannot_be_read_stops_its_own_partition_only(shard: Shard) -> None:
+    batcher = await shard.start()
+    good, damaged = make_batch("a", project="p"), make_batch("b", project="project-1")
+    assert good.partition != damaged.partition
+    damaged = msgspec.structs.replace(damaged, rows=PackedRows(1000, b"not LZ4"))
+    assert await statuses(batcher, good, damaged) == [APPENDED, APPENDED]
+    await eventually(lambda: shard.stored() == {"a": 1})
+    await batcher.append([make_batch("c")])
+    await eventually(lambda: shard.stored() == {"a": 1, "c": 1})
+    assert f"partition {damaged.partition}" in batcher.observe().trouble
+    assert batcher.failure is None
+    assert batcher.observe().lag_events == 1
 
 
 async def test_wait_stored_and_drain(shard: Shard) -> None:
