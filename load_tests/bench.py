@@ -6,6 +6,7 @@ run writes load_tests/results/latest.json; every other kind of run writes a file
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -135,14 +136,14 @@ def main() -> int:
     # SIGTERM ends a run as Ctrl-C does, also in the background: everything that was started is stopped.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    started_s = time.monotonic()
+    started_s, load_average = time.monotonic(), os.getloadavg()[0]
     try:
         with (
             RunningSystem(projects=arguments.projects, settings=arguments.settings) as system,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
             report(f"the system is ready after {time.monotonic() - started_s:.0f} s")
-            tested_on = machine(system.data)
+            tested_on = machine(system.data, load_average=load_average)
             found = run(runner, system, arguments)
     except KeyboardInterrupt:
         report("stopped; nothing was saved")

@@ -3,6 +3,7 @@
 The speed of a machine drifts. What is compared runs in turns, and a ratio is the median of the ratios of
 neighbours, not the ratio of medians. Every server is measured at the number of connections that suits it best,
 out of the same ones: found by attempts whose results are kept apart (`attempts`) and are in no figure.
+The floors' table is emptied after each turn and the system's is not, which favours the floors if anybody.
 """
 
 import asyncio

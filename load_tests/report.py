@@ -30,12 +30,13 @@ _PACKAGES = (
 )
 
 
-def machine(data: Path) -> dict[str, Any]:
-    """What the numbers were measured on; `data` is where the servers' files lie."""
+def machine(data: Path, *, load_average: float) -> dict[str, Any]:
+    """What the numbers were measured on; `data` is where the servers' files lie, `load_average` that of the minute
+    before the start: on a machine that works for others the numbers say little."""
     return {
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "load_average_1_min_at_start": round(os.getloadavg()[0], 2),
+        "load_average_before": load_average,
         "filesystem": _filesystem(data),
         "kernel": platform.release(),
         "python": platform.python_version(),
