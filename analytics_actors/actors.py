@@ -9,6 +9,7 @@ first call, since Ray runs the constructor outside of the event loop that serves
 import asyncio
 import logging
 import os
+import sys
 import uuid
 from typing import Any
 
@@ -16,7 +17,7 @@ import msgspec
 import ray
 
 from analytics_actors.batcher import Batcher
-from analytics_actors.messages import BatcherView, batcher_name, encode_replies
+from analytics_actors.messages import SWITCH_INTERVAL_S, BatcherView, batcher_name, encode_replies
 from analytics_actors.ring import HashRing
 from config import logs
 from config.settings import Settings
@@ -34,6 +35,7 @@ class BatcherActor:
         self._shard = shard
         self._settings = Settings.from_json(settings_json)
         logs.configure(batcher_name(shard))
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._batcher: Batcher | None = None
         self._started: asyncio.Task[Batcher] | None = None
 

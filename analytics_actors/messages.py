@@ -18,6 +18,10 @@ UNAVAILABLE = 4
 
 CONTROLLER_NAME = "controller"
 
+SWITCH_INTERVAL_S = 0.002
+"""For `sys.setswitchinterval`, in the processes at both ends of a call. Ray hands every call and every answer over
+between threads, and each of them waits for Python's lock up to this long (default: 5 ms) while the loop is busy."""
+
 
 def batcher_name(shard: int) -> str:
     """The Ray name of a shard's batcher, as the dashboard and the logs show it."""

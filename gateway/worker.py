@@ -19,6 +19,7 @@ from pathlib import Path
 import uvloop
 
 from analytics_actors.background import Background
+from analytics_actors.messages import SWITCH_INTERVAL_S
 from config import logs
 from config.settings import Settings
 from gateway.app import create_app
@@ -109,6 +110,7 @@ class Worker:
             # Decoding makes thousands of short-lived containers and no cycles: looking for some less often
             # costs a few MB at most.
             gc.set_threshold(50_000, 20, 50)
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
             await serve(app, sock, gateway, on_shutdown=lambda: None)
             await self._ingest.drain()
 

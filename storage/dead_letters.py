@@ -9,6 +9,7 @@ The reason goes with the event into `dead_letters`, whose payload is the event a
 (NUL, broken UTF-8) is replaced in the columns that it is found by, and escaped or replaced in the payload.
 """
 
+import asyncio
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -74,7 +75,7 @@ async def copy_rows(connection: Connection, rows: pa.RecordBatch) -> None:
     if not rows.num_rows:
         return
     try:
-        encoded = encode_copy(rows)
+        encoded = await asyncio.to_thread(encode_copy, rows)
     except ValueError as error:
         raise RowsRefused(Refusal("encode", str(error), None)) from error
     try:

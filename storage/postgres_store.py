@@ -85,7 +85,8 @@ class PostgresStore:
                 _log.warning("ended a session of an older owner that held a checkpoint", extra=fields)
 
     async def write(self, writes: Sequence[PartitionWrite]) -> WriteResult:
-        rows = gather(writes)
+        # Beside the event loop: for the time of a large write it would answer no append.
+        rows = await asyncio.to_thread(gather, writes)
         try:
             return await self._write(writes, rows)
         except MissingDay:
