@@ -227,7 +227,6 @@ class Batcher:
         return BatcherView(
             shard=self.shard,
             pid=os.getpid(),
-            node_id="",
             started_ms=self._started_ms,
             open_partitions=sum(owner.state is PartitionState.OPEN for owner in owned),
             partitions=[_view(owner) for owner in owned],

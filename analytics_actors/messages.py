@@ -54,7 +54,6 @@ class BatcherView(msgspec.Struct, frozen=True):
 
     shard: int
     pid: int
-    node_id: str
     started_ms: int
     open_partitions: int
     partitions: list[PartitionView]

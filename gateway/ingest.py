@@ -11,7 +11,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
@@ -210,9 +210,7 @@ class Lane:
 class GatewayIngest:
     """`gateway.rows.Ingest` over the log. One per worker."""
 
-    def __init__(
-        self, settings: Settings, link: Link, spooler: Spooler, *, on_inflight: Callable[[int], None] = lambda _: None
-    ) -> None:
+    def __init__(self, settings: Settings, link: Link, spooler: Spooler) -> None:
         gateway = settings.gateway
         self._link = link
         self._max_bytes = gateway.max_inflight_bytes
@@ -228,7 +226,6 @@ class GatewayIngest:
             )
             for shard in range(settings.actors.shards)
         ]
-        self._on_inflight = on_inflight
 
     @property
     def inflight_bytes(self) -> int:
@@ -243,7 +240,6 @@ class GatewayIngest:
         receipt: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         part = Part(project_id, received_at, rows, rejected)
         self._lanes[self._ring.shard_of[partition]].put(Waiting(part, partition, size, receipt))
-        self._on_inflight(inflight + size)
         return await receipt
 
     async def wait_stored(self, receipt: Receipt, *, deadline_s: float) -> bool:
