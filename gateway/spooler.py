@@ -18,7 +18,7 @@ from analytics_actors.messages import APPENDED, REPEATED, AppendReply
 from analytics_actors.ring import HashRing
 from config.settings import Settings
 from gateway.ray_link import LinkError
-from storage.errors import SpoolFull
+from storage.errors import SpoolFull, Unavailable
 from storage.event_batch import EventBatch, encode_batches
 from storage.spool import Spool, SpooledBatch, read_counts
 
@@ -149,15 +149,16 @@ class Spooler:
 
     async def _drain_once(self, shard: int) -> bool:
         """Send the oldest batches on; whether that got anywhere."""
-        oldest: list[SpooledBatch] = await self._in_thread(
-            lambda: self._spool.oldest(self._partitions[shard], max_bytes=DRAIN_CALL_BYTES)
-        )
-        if not oldest:
-            return True
         try:
+            oldest: list[SpooledBatch] = await self._in_thread(
+                lambda: self._spool.oldest(self._partitions[shard], max_bytes=DRAIN_CALL_BYTES)
+            )
+            if not oldest:
+                return True
             raw = encode_batches([spooled.batch for spooled in oldest])
             replies = await self._link.append(shard, raw, deadline_s=self._deadline_s)
-        except LinkError:
+        except (LinkError, Unavailable) as error:
+            _log.debug("not drained yet", extra={"action": "drain_failed", "shard": shard, "reason": str(error)})
             return False
         safe = [s for s, r in zip(oldest, replies, strict=True) if r.status in (APPENDED, REPEATED)]
         if safe:

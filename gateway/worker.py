@@ -10,7 +10,9 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import re
+import signal
 import socket
 import sys
 from contextlib import AsyncExitStack
@@ -101,7 +103,7 @@ class Worker:
             background = Background()
             stack.push_async_callback(background.close)
             drainers = [self._spooler.run(shard) for shard in range(settings.actors.shards)]
-            for run in (keys.run(), self._update_gauges(), *drainers):
+            for run in (keys.run(), self._watch(background), *drainers):
                 background.spawn(run)
             self._link.start()
             # What lives now lives for ever: the collector need not look at it again.
@@ -127,12 +129,14 @@ class Worker:
         numbered = [(path, re.fullmatch(r"spool-(\d+)", path.stem)) for path in self._folder.glob("spool-*.sqlite")]
         return [path for path, match in numbered if match and int(match[1]) >= self._settings.gateway.workers]
 
-    async def _update_gauges(self) -> None:
-        while True:
+    async def _watch(self, background: Background) -> None:
+        """Keep the gauges up; end in good order when a background task has failed, for a fresh start."""
+        while background.failure is None:
             self._metrics.inflight_bytes.set(self._ingest.inflight_bytes)
             self._metrics.spool_bytes.set(self._spooler.bytes)
             self._metrics.spool_batches.set(self._spooler.batches)
             await asyncio.sleep(GAUGES_INTERVAL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _run(settings: Settings, sock: socket.socket, *, number: int) -> None:

@@ -86,19 +86,20 @@ class Spool:
             self._count(len(raw), batch, sign=1)
 
     def oldest(self, partitions: Sequence[int], *, max_bytes: int) -> list[SpooledBatch]:
-        """The oldest batches of the partitions up to a size, one at least; [] when there is none."""
+        """The oldest batches of the partitions up to a size, one at least, or none. Raises `Unavailable`."""
         chosen: list[SpooledBatch] = []
         size = 0
-        rows = self._db.execute(
-            f"SELECT id, bytes, batch FROM spool WHERE partition IN ({','.join(map(str, map(int, partitions)))})"
-            " ORDER BY id"
-        )
-        for row_id, row_bytes, raw in rows:
-            if chosen and size + row_bytes > max_bytes:
-                break
-            chosen.append(SpooledBatch(row_id, decode_batch(raw)))
-            size += row_bytes
-        rows.close()
+        wanted = ",".join(str(int(partition)) for partition in partitions)
+        try:
+            rows = self._db.execute(f"SELECT id, bytes, batch FROM spool WHERE partition IN ({wanted}) ORDER BY id")
+            for row_id, row_bytes, raw in rows:
+                if chosen and size + row_bytes > max_bytes:
+                    break
+                chosen.append(SpooledBatch(row_id, decode_batch(raw)))
+                size += row_bytes
+            rows.close()
+        except sqlite3.Error as error:
+            raise Unavailable(f"the spool cannot be read: {error}") from error
         return chosen
 
     def holds(self, project_id: str, event_id: str) -> bool:
