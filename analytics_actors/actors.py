@@ -1,7 +1,7 @@
 """The Ray actors: thin shells around plain classes, so that everything else is tested without Ray.
 
-Batchers are async actors: calls of one gateway start in the order they were sent, and `append` queues
-before its first await. A `control` concurrency group of its own thread answers `observe` under load.
+Batchers are async actors. Events reach them over connections of their own (`analytics_actors.append_stream`), whose
+endpoint they tell; a `control` concurrency group of its own thread answers `observe` under load.
 Constructor arguments are all that a restart by Ray has, so they say everything; the loops start with the
 first call, since Ray runs the constructor outside of the event loop that serves the calls.
 """
@@ -9,21 +9,32 @@ first call, since Ray runs the constructor outside of the event loop that serves
 import asyncio
 import logging
 import os
-import sys
 import uuid
+from functools import partial
 from typing import Any
 
 import msgspec
 import ray
 
+from analytics_actors.append_stream import APPEND, WAIT_STORED, AppendServer, Endpoint
 from analytics_actors.batcher import Batcher
-from analytics_actors.messages import SWITCH_INTERVAL_S, BatcherView, batcher_name, encode_replies
+from analytics_actors.event_folding import EventFolding
+from analytics_actors.messages import BatcherView, batcher_name, encode_replies
 from analytics_actors.ring import HashRing
+from analytics_actors.store_sink import OtherSinks, no_other_sinks
+from analytics_actors.windows.progress import windows_progress
 from config import logs
 from config.settings import Settings
+from storage.aggregated import store_all
 from storage.event_batch import decode_batches
+from storage.metric_registry import MetricRegistry
+from storage.postgres import Postgres
 from storage.postgres_store import PostgresStore
 from storage.redis_log import RedisLog
+from storage.redis_windows import RedisWindows
+from storage.window_key import lateness_s
+
+_wait_decoder = msgspec.msgpack.Decoder(tuple[int, int, float])
 
 _log = logging.getLogger(__name__)
 
@@ -35,21 +46,19 @@ class BatcherActor:
         self._shard = shard
         self._settings = Settings.from_json(settings_json)
         logs.configure(batcher_name(shard))
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._batcher: Batcher | None = None
         self._started: asyncio.Task[Batcher] | None = None
+        self._endpoint: Endpoint | None = None
 
     def __repr__(self) -> str:
         return f"Batcher(shard={self._shard})"
 
-    async def append(self, raw: bytes) -> bytes:
-        """Append encoded batches (`storage.event_batch.encode_batches`); one encoded reply each."""
-        batcher = self._batcher or await self._start()
-        return encode_replies(await batcher.append(decode_batches(raw)))
-
-    async def wait_stored(self, partition: int, offset: int, deadline_s: float) -> bool:
-        batcher = self._batcher or await self._start()
-        return await batcher.wait_stored(partition, offset, deadline_s=deadline_s)
+    async def endpoint(self) -> tuple[str, int, bytes]:
+        """The fields of `Endpoint`: where appends are taken, once the partitions are open."""
+        await self._start()
+        assert self._endpoint is not None
+        host, port, secret = self._endpoint
+        return host, port, secret
 
     async def ready(self) -> bool:
         """Start if need be; True when the partitions are open."""
@@ -98,12 +107,45 @@ class BatcherActor:
         # Of this incarnation alone: it tells our epochs from those of another life of the same shard.
         owner = f"{batcher_name(self._shard)}-{uuid.uuid4().hex[:12]}"
         log = RedisLog(settings.log.redis_url, settings.log, owner=owner)
-        store = PostgresStore(settings.store, owner=owner)
-        batcher = Batcher(self._shard, partitions, log, store, settings)
+        late_after_s = lateness_s(settings.windows) if settings.windows.enabled else None
+        folding = None
+        other_sinks: OtherSinks = no_other_sinks
+        if late_after_s is not None:
+            other_sinks = windows_progress(RedisWindows(settings.log.redis_url, settings, owner=owner))
+            folding = EventFolding(MetricRegistry(_registry_connection(settings, owner)), lateness_s=late_after_s)
+        fold = folding.fold if folding else store_all
+        store = PostgresStore(settings.store, owner=owner, lateness_s=late_after_s, fold=fold)
+        batcher = Batcher(self._shard, partitions, log, store, settings, folding=folding, other_sinks=other_sinks)
         await batcher.open()
+        server = AppendServer(
+            {APPEND: partial(_append, batcher), WAIT_STORED: partial(_wait_stored, batcher)},
+        )
+        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._endpoint = await server.start(host)
         self._batcher = batcher
         _log.info("partitions are open", extra={"action": "opened", "partitions": len(partitions)})
         return batcher
+
+
+def _registry_connection(settings: Settings, owner: str) -> Postgres:
+    """One, used every two seconds."""
+    store = settings.store
+    return Postgres(
+        store.postgres_url,
+        owner=owner,
+        pool_size=1,
+        deadline_s=store.write_timeout_seconds,
+        connect_timeout_s=store.connect_timeout_s,
+    )
+
+
+async def _append(batcher: Batcher, raw: bytes) -> bytes:
+    return encode_replies(await batcher.append(decode_batches(raw)))
+
+
+async def _wait_stored(batcher: Batcher, raw: bytes) -> bytes:
+    partition, offset, deadline_s = _wait_decoder.decode(raw)
+    return msgspec.msgpack.encode(await batcher.wait_stored(partition, offset, deadline_s=deadline_s))
 
 
 def decode_view(raw: bytes) -> BatcherView | None:
@@ -115,7 +157,5 @@ BATCHER_OPTIONS: dict[str, Any] = {
     "max_restarts": -1,
     "max_task_retries": 0,
     "concurrency_groups": {"control": 8},
-    # Appends of all gateways wait inside the actor, bounded there in bytes.
-    "max_concurrency": 1000,
     "enable_task_events": False,
 }

@@ -19,10 +19,11 @@ from collections.abc import Callable, Sequence
 from analytics_actors.appender import Appender
 from analytics_actors.background import Background
 from analytics_actors.counters import Counters
+from analytics_actors.event_folding import EventFolding
 from analytics_actors.messages import FULL, NOT_OWNER, UNAVAILABLE, AppendReply, BatcherView, PartitionView
 from analytics_actors.owned_partition import OwnedPartition, PartitionState, Submission
 from analytics_actors.pending import HourCount
-from analytics_actors.store_sink import StoreSink
+from analytics_actors.store_sink import OtherSinks, StoreSink, no_other_sinks
 from analytics_actors.takeover import Takeover
 from config.settings import Settings
 from storage.errors import Fenced, Misconfigured, Unavailable
@@ -54,13 +55,18 @@ class Batcher:
         store: EventStore,
         settings: Settings,
         *,
+        other_sinks: OtherSinks = no_other_sinks,
         clock_ms: Callable[[], int] = wall_clock_ms,
+        folding: EventFolding | None = None,
     ) -> None:
+        """`other_sinks` tells how far they are: the log keeps stored records for them up to half of its bound.
+        `folding` is the store's; it is kept up to date here."""
         self.shard = shard
         self._settings = settings
         self._clock_ms = clock_ms
         self._log = log
         self._store = store
+        self._folding = folding
         self._counters = Counters()
         self._background = Background()
         self._started_ms = clock_ms()
@@ -86,6 +92,8 @@ class Batcher:
             clock_ms=clock_ms,
             window_s=window_s,
             on_lost=self._reopen,
+            other_sinks=other_sinks,
+            max_kept_bytes=self._max_log_bytes // 2,
         )
         self._appender = Appender(
             self._owned.values(),
@@ -102,6 +110,8 @@ class Batcher:
 
     async def open(self) -> None:
         """Take the partitions over and start the loops. Returns when appends are taken."""
+        if self._folding is not None:
+            self._background.spawn(self._folding.run(self._counters))
         await self._takeover.open(list(self._owned.values()))
         for run in (self._appender.run(), self._sink.run(), self._sink.run_trimming(), self._prepare_days()):
             self._background.spawn(run)

@@ -1,22 +1,32 @@
-"""Keeps wanted and actual in step: one batcher a shard, alive, answering, of the wanted settings.
+"""Keeps wanted and actual in step: of every shard its actors, alive, answering, of the wanted settings.
 
-An actor whose process dies is restarted by Ray itself. What Ray does not see is left to the controller: an
-actor that is there and does not answer (SIGSTOP, a dead node that nobody declared dead). After
-`unresponsive_after_s` it is killed for good, its name is free, and another takes its place; should the
-old process come back to life, its epoch is stale and it can neither append nor commit (FN-1).
+A shard is a batcher and, with windows, an aggregator. An actor whose process dies is restarted by Ray itself. What
+Ray does not see is left to the controller: an actor that is there and does not answer (SIGSTOP, a dead node that
+nobody declared dead). After `unresponsive_after_s` it is killed for good, its name is free, and another takes its
+place; should the old process come back to life, its epoch is stale and it can neither append nor commit (FN-1).
 """
 
 import time
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
-from analytics_actors.messages import BatcherView
+from analytics_actors.messages import AggregatorView, BatcherView
+
+Kind = Literal["batcher", "aggregator"]
+View = BatcherView | AggregatorView
 
 
-class BatcherHandle(Protocol):
-    """One batcher as the controller sees it; `analytics_actors.ray_fleet` makes it of a Ray actor."""
+class Place(NamedTuple):
+    """What one actor is there for."""
 
-    def probe(self, *, deadline_s: float) -> BatcherView | None:
+    kind: Kind
+    shard: int
+
+
+class ActorHandle(Protocol):
+    """One actor as the controller sees it; `analytics_actors.ray_fleet` makes it of a Ray actor."""
+
+    def probe(self, *, deadline_s: float) -> View | None:
         """Whether it is open (a view), still opening (None); raises `TimeoutError` when it does not answer."""
 
     def kill(self) -> None:
@@ -24,19 +34,19 @@ class BatcherHandle(Protocol):
 
 
 class Fleet(Protocol):
-    """Makes and finds batchers by shard."""
+    """Makes and finds actors by their place."""
 
-    def shards(self) -> list[int]:
-        """Shards that have a batcher now."""
+    def places(self) -> Sequence[Place]:
+        """Those that have an actor now."""
 
-    def get_or_create(self, shard: int) -> BatcherHandle: ...
+    def get_or_create(self, place: Place) -> ActorHandle: ...
 
 
-class ShardStatus(NamedTuple):
-    shard: int
+class ActorStatus(NamedTuple):
+    place: Place
     state: str
     """open, opening, silent"""
-    view: BatcherView | None
+    view: View | None
     replaced: int
 
 
@@ -48,47 +58,50 @@ class Controller:
         fleet: Fleet,
         *,
         shards: int,
+        kinds: Sequence[Kind] = ("batcher",),
         probe_deadline_s: float,
         unresponsive_after_s: float,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet = fleet
-        self._wanted = range(shards)
+        self._wanted = [Place(kind, shard) for kind in kinds for shard in range(shards)]
         self._probe_deadline_s = probe_deadline_s
         self._unresponsive_after_s = unresponsive_after_s
         self._clock_s = clock_s
-        self._answered_at: dict[int, float] = {}
-        self._replaced: dict[int, int] = dict.fromkeys(self._wanted, 0)
-        self.statuses: dict[int, ShardStatus] = {}
+        self._answered_at: dict[Place, float] = {}
+        self._replaced: dict[Place, int] = dict.fromkeys(self._wanted, 0)
+        self.statuses: dict[Place, ActorStatus] = {}
 
     def step(self) -> None:
         """Remove what is not wanted, make what is missing, look at each, replace the silent."""
-        for shard in self._fleet.shards():
-            if shard not in self._wanted:
-                self._fleet.get_or_create(shard).kill()
-        for shard in self._wanted:
-            self.statuses[shard] = self._look_after(shard)
+        for place in self._fleet.places():
+            if place not in self._wanted:
+                self._fleet.get_or_create(place).kill()
+        for place in self._wanted:
+            self.statuses[place] = self._look_after(place)
 
-    def _look_after(self, shard: int) -> ShardStatus:
-        batcher = self._fleet.get_or_create(shard)
+    def _look_after(self, place: Place) -> ActorStatus:
+        actor = self._fleet.get_or_create(place)
         try:
-            view = batcher.probe(deadline_s=self._probe_deadline_s)
+            view = actor.probe(deadline_s=self._probe_deadline_s)
         except TimeoutError:
-            return self._silent(shard, batcher)
-        self._answered_at[shard] = self._clock_s()
+            return self._silent(place, actor)
+        self._answered_at[place] = self._clock_s()
         state = "opening" if view is None else "open"
-        return ShardStatus(shard, state, view, self._replaced[shard])
+        return ActorStatus(place, state, view, self._replaced[place])
 
-    def _silent(self, shard: int, batcher: BatcherHandle) -> ShardStatus:
+    def _silent(self, place: Place, actor: ActorHandle) -> ActorStatus:
         now = self._clock_s()
-        silent_s = now - self._answered_at.setdefault(shard, now)
+        silent_s = now - self._answered_at.setdefault(place, now)
         if silent_s >= self._unresponsive_after_s:
-            batcher.kill()
-            self._replaced[shard] += 1
-            self._answered_at[shard] = now
-            self._fleet.get_or_create(shard)
-        return ShardStatus(shard, "silent", None, self._replaced[shard])
+            actor.kill()
+            self._replaced[place] += 1
+            self._answered_at[place] = now
+            self._fleet.get_or_create(place)
+        return ActorStatus(place, "silent", None, self._replaced[place])
 
     @property
     def ready(self) -> bool:
-        return all(shard in self.statuses and self.statuses[shard].state == "open" for shard in self._wanted)
+        """Whether events are taken everywhere: for that the batchers are enough."""
+        batchers = [place for place in self._wanted if place.kind == "batcher"]
+        return all(place in self.statuses and self.statuses[place].state == "open" for place in batchers)

@@ -25,6 +25,7 @@ class Counters:
         self.totals["write_seconds"] += seconds
         self.totals["events_stored"] += result.stored
         self.totals["events_dead_lettered"] += result.dead_lettered
+        self.totals["events_aggregated"] += result.aggregated
 
     def count(self, name: str, amount: float = 1) -> None:
         self.totals[name] += amount

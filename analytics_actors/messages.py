@@ -18,14 +18,15 @@ UNAVAILABLE = 4
 
 CONTROLLER_NAME = "controller"
 
-SWITCH_INTERVAL_S = 0.002
-"""For `sys.setswitchinterval`, in the processes at both ends of a call. Ray hands every call and every answer over
-between threads, and each of them waits for Python's lock up to this long (default: 5 ms) while the loop is busy."""
-
 
 def batcher_name(shard: int) -> str:
     """The Ray name of a shard's batcher, as the dashboard and the logs show it."""
     return f"batcher-{shard}"
+
+
+def aggregator_name(shard: int) -> str:
+    """The Ray name of a shard's aggregator."""
+    return f"aggregator-{shard}"
 
 
 class AppendReply(msgspec.Struct, array_like=True, frozen=True):
@@ -69,6 +70,47 @@ class BatcherView(msgspec.Struct, frozen=True):
     """Running totals since the actor's start, by the names of the metrics catalogue."""
     trouble: str
     """What the batcher waits for at the moment, in words; empty when all is well."""
+
+
+class WindowPartitionView(msgspec.Struct, frozen=True):
+    """One partition of an aggregator. Its records below `next_offset` are counted."""
+
+    partition: int
+    state: str
+    """`analytics_actors.windows.partition.WindowState`; only of a live one are metrics complete."""
+    epoch: int
+    next_offset: int
+    watermark_ms: int
+    projects: int
+
+
+class AggregatorView(msgspec.Struct, frozen=True):
+    """A cheap snapshot of one aggregator; read by the controller, the status page, the metrics and tests."""
+
+    shard: int
+    pid: int
+    started_ms: int
+    live_partitions: int
+    partitions: list[WindowPartitionView]
+    watermark_ms: int
+    """The latest receipt that was counted, over all partitions."""
+    lag_s: float
+    """How long after its receipt the newest counted event was counted; 0 when nothing is left to count."""
+    open_windows: int
+    waiting_windows: int
+    """Closed ones that are not rolled up yet."""
+    resident_windows: int
+    groups: int
+    resident_bytes: int
+    late_events: int
+    overflow_groups: int
+    recomputing: bool
+    late_days_left: int
+    patterns: dict[str, Any]
+    counters: dict[str, float]
+    """Running totals since the actor's start."""
+    trouble: str
+    """What the aggregator waits for at the moment, in words; empty when all is well."""
 
 
 _replies_encoder = msgspec.msgpack.Encoder()

@@ -1,29 +1,36 @@
-"""The controller's view of Ray: batcher actors found, made, probed and killed by name."""
+"""The controller's view of Ray: actors found, made, probed and killed by name."""
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from analytics_actors.actors import BATCHER_OPTIONS, BatcherActor, decode_view
-from analytics_actors.messages import BatcherView, batcher_name
+from analytics_actors import actors, aggregator_actor
+from analytics_actors.controller import Kind, Place, View
+from analytics_actors.messages import aggregator_name, batcher_name
 from config.settings import Settings
 
-_NAME_PREFIX = batcher_name(0).removesuffix("0")
+_NAMES: dict[Kind, Callable[[int], str]] = {"batcher": batcher_name, "aggregator": aggregator_name}
+_DECODERS: dict[Kind, Callable[[bytes], View | None]] = {
+    "batcher": actors.decode_view,
+    "aggregator": aggregator_actor.decode_view,
+}
 
 
-class RayBatcher:
-    """`BatcherHandle` of a Ray actor."""
+class RayActor:
+    """`ActorHandle` of a Ray actor."""
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: Any, decode: Callable[[bytes], View | None]) -> None:
         self._actor = actor
+        self._decode = decode
         self._ready: Any = None
 
-    def probe(self, *, deadline_s: float) -> BatcherView | None:
+    def probe(self, *, deadline_s: float) -> View | None:
         """None also while Ray restarts the actor."""
         try:
             self._keep_ready(deadline_s)
-            return decode_view(ray.get(self._actor.observe.remote(), timeout=deadline_s))
+            return self._decode(ray.get(self._actor.observe.remote(), timeout=deadline_s))
         except GetTimeoutError as error:
             raise TimeoutError(f"{self._actor} did not answer within {deadline_s} s") from error
         except RayActorError:
@@ -47,16 +54,28 @@ class RayFleet:
 
     def __init__(self, settings: Settings) -> None:
         self._settings_json = settings.to_json()
-        self._actor_class = ray.remote(**BATCHER_OPTIONS)(BatcherActor)
-        self._handles: dict[int, RayBatcher] = {}
+        self._classes: dict[Kind, Any] = {
+            "batcher": ray.remote(**actors.BATCHER_OPTIONS)(actors.BatcherActor),
+            "aggregator": ray.remote(**aggregator_actor.AGGREGATOR_OPTIONS)(aggregator_actor.AggregatorActor),
+        }
+        self._handles: dict[Place, RayActor] = {}
 
-    def shards(self) -> list[int]:
-        names = ray.util.list_named_actors()
-        return [int(name.removeprefix(_NAME_PREFIX)) for name in names if name.startswith(_NAME_PREFIX)]
+    def places(self) -> list[Place]:
+        return [place for name in ray.util.list_named_actors() if (place := _place_of(name)) is not None]
 
-    def get_or_create(self, shard: int) -> RayBatcher:
-        if shard not in self.shards() or shard not in self._handles:
-            named = self._actor_class.options(name=batcher_name(shard), get_if_exists=True, lifetime="detached")
-            actor = named.remote(shard, self._settings_json)
-            self._handles[shard] = RayBatcher(actor)
-        return self._handles[shard]
+    def get_or_create(self, place: Place) -> RayActor:
+        if place not in self._handles or place not in self.places():
+            named = self._classes[place.kind].options(
+                name=_NAMES[place.kind](place.shard), get_if_exists=True, lifetime="detached"
+            )
+            actor = named.remote(place.shard, self._settings_json)
+            self._handles[place] = RayActor(actor, _DECODERS[place.kind])
+        return self._handles[place]
+
+
+def _place_of(name: str) -> Place | None:
+    for kind, name_of in _NAMES.items():
+        shard = name.removeprefix(name_of(0).removesuffix("0"))
+        if shard != name and shard.isdecimal():
+            return Place(kind, int(shard))
+    return None

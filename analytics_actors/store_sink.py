@@ -11,7 +11,8 @@ the log, and the sink tries again for ever.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from analytics_actors.background import Background
@@ -27,6 +28,15 @@ from storage.partition_log import PartitionLog
 
 RETRY_PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 TRIM_INTERVAL_S = 1.0
+
+OtherSinks = Callable[[Sequence[int]], Awaitable[Mapping[int, int]]]
+"""How far the log's other sinks are, by partition: records below are theirs already. A partition that is not named
+has none."""
+
+
+async def no_other_sinks(partitions: Sequence[int]) -> Mapping[int, int]:
+    """The event store is the only sink."""
+    return {}
 
 
 class Job(NamedTuple):
@@ -51,8 +61,16 @@ class StoreSink:
         clock_ms: Callable[[], int],
         window_s: float,
         on_lost: Callable[[OwnedPartition], None],
+        other_sinks: OtherSinks = no_other_sinks,
+        max_kept_bytes: int = 0,
     ) -> None:
+        """Stored records stay in the log for `other_sinks` as long as the shard's log is not above `max_kept_bytes`."""
         self._partitions = list(partitions)
+        self._other_sinks = other_sinks
+        self._max_kept_bytes = max_kept_bytes
+        # Offset and size of what this sink has stored and not trimmed. What an earlier owner left is not counted: it
+        # was under the same bound.
+        self._stored_records: defaultdict[int, deque[tuple[int, int]]] = defaultdict(deque)
         self._log = log
         self._store = store
         self._counters = counters
@@ -82,23 +100,50 @@ class StoreSink:
         """Drop what every sink has from the log (TR-1), once a second at most."""
         while True:
             await asyncio.sleep(TRIM_INTERVAL_S)
-            for owner in self._partitions:
-                if owner.checkpoint > owner.trimmed_below and owner.state is PartitionState.OPEN:
-                    await self._trim(owner)
+            untrimmed = [
+                owner
+                for owner in self._partitions
+                if owner.checkpoint > owner.trimmed_below and owner.state is PartitionState.OPEN
+            ]
+            try:
+                held_at = await self._held_at(untrimmed)
+                for owner in untrimmed:
+                    below = min(owner.checkpoint, held_at.get(owner.partition, owner.checkpoint))
+                    if below > owner.trimmed_below and owner.state is PartitionState.OPEN:
+                        await self._trim(owner, below)
+            except (Unavailable, Misconfigured) as error:
+                self._counters.trouble("log", str(error))
 
-    async def _trim(self, owner: OwnedPartition) -> None:
-        below = owner.checkpoint
-        try:
-            await self._log.trim(
-                owner.partition,
-                epoch=owner.epoch,
-                below_offset=below,
-                ids_before_ms=self._clock_ms() - self._window_ms,
-            )
-        except Unavailable as error:
-            self._counters.trouble("log", str(error))
-            return
+    async def _held_at(self, owners: Sequence[OwnedPartition]) -> Mapping[int, int]:
+        """Offsets from which on other sinks still need the log. One that is too far behind is not waited for: it reads
+        the event store instead, and writers are not refused for it."""
+        if not owners or self._log_bytes > self._max_kept_bytes:
+            return {}
+        return await self._other_sinks([owner.partition for owner in owners])
+
+    @property
+    def _log_bytes(self) -> int:
+        stored = sum(size for records in self._stored_records.values() for _, size in records)
+        return stored + sum(owner.pending.log_bytes for owner in self._partitions)
+
+    async def _trim(self, owner: OwnedPartition, below: int) -> None:
+        await self._log.trim(
+            owner.partition,
+            epoch=owner.epoch,
+            below_offset=below,
+            ids_before_ms=self._clock_ms() - self._window_ms,
+        )
         owner.trimmed_below = below
+        records = self._stored_records[owner.partition]
+        while records and records[0][0] < below:
+            records.popleft()
+
+    def _advance(self, job: Job, next_offset: int) -> None:
+        """The event store has everything below; the log keeps it until it is trimmed."""
+        kept = self._stored_records[job.owner.partition]
+        if self._max_kept_bytes:
+            kept.extend((p.offset, p.log_bytes) for p in job.records if job.owner.checkpoint <= p.offset < next_offset)
+        job.owner.advance(next_offset)
 
     async def _sleep_until_due(self) -> None:
         pause_s = self._settings.batch_interval_ms / 1000
@@ -170,8 +215,8 @@ class StoreSink:
             if writes:
                 result = await self._store.write(writes)
                 self._counters.written(result, seconds=time.monotonic() - started)
-                for owner, write in _by_owner(jobs, writes):
-                    owner.advance(write.next_offset)
+                for job, write in _by_partition(jobs, writes):
+                    self._advance(job, write.next_offset)
         except Fenced:
             # Ours was committed although it did not look so, or somebody else owns it: the claim tells.
             for job in jobs:
@@ -265,6 +310,6 @@ class StoreSink:
         return record
 
 
-def _by_owner(jobs: list[Job], writes: list[PartitionWrite]) -> Iterable[tuple[OwnedPartition, PartitionWrite]]:
-    owners = {job.owner.partition: job.owner for job in jobs}
-    return [(owners[write.partition], write) for write in writes]
+def _by_partition(jobs: list[Job], writes: list[PartitionWrite]) -> Iterable[tuple[Job, PartitionWrite]]:
+    of = {job.owner.partition: job for job in jobs}
+    return [(of[write.partition], write) for write in writes]

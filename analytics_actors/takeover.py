@@ -3,7 +3,8 @@
 Where the log's state is there, Redis alone is needed. Where it is gone (a new system, FLUSHALL, a lost
 disk), PostgreSQL says how far epochs and offsets had come, and both go on in a fresh block, so that none is
 used twice: PostgreSQL knows the checkpoint and the epoch of the last write, not what came after them. The
-window then comes back from the event store.
+window then comes back from the event store; but not the ids of events that were only aggregated, which have no row:
+those come back from the log's ids alone, so that an event of theirs that is sent again after a lost log counts again.
 """
 
 import asyncio
@@ -166,7 +167,8 @@ class Takeover:
             offset = chunk[-1][0] + 1
 
     async def _load_window_from_store(self, owners: Sequence[OwnedPartition], now_ms: int) -> None:
-        """Add the ids of stored events, and of unstored ones that are in memory."""
+        """Add the ids of stored events, and of unstored ones that are in memory. Nobody knows those that were only
+        aggregated and are not in the log any more."""
         by_partition = {owner.partition: owner for owner in owners}
         since_ms = now_ms - self._window_ms
         async for chunk in self._store.recent_ids(list(by_partition), since_ms=since_ms):

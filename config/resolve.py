@@ -130,12 +130,19 @@ def resolve(
 
 def _convert(name: str, raw: Any, origin: str, annotation: Any) -> Any:
     is_list = get_origin(get_args(annotation)[0]) is list
-    if is_list and isinstance(raw, str):
-        raw = [part.strip() for part in raw.split(",") if part.strip()]
     try:
+        if is_list and isinstance(raw, str):
+            raw = _read_list(raw)
         return msgspec.convert(raw, annotation, strict=not isinstance(raw, str))
-    except msgspec.ValidationError as error:
+    except msgspec.DecodeError as error:
         raise SettingsError(f"{name} = {raw!r} (from {origin}): {error}") from error
+
+
+def _read_list(text: str) -> list[Any]:
+    """A JSON array, or words with commas between."""
+    if text.lstrip().startswith("["):
+        return msgspec.json.decode(text, type=list[Any])
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ reads them from a file, the environment and flags. Child processes and actors ar
 settings as JSON (`to_json`), so all of them run on exactly the same values.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -27,7 +27,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     host: Annotated[str, describe("address to listen on; anything but loopback is a decision")] = "127.0.0.1"
     port: Annotated[Port, describe("port to listen on; 0 takes any free one")] = 8080
-    workers: Annotated[Positive, describe("gateway processes that share the port")] = 1
+    workers: Annotated[Positive, describe("gateway processes that share the port")] = 2
     max_body_bytes: Annotated[Positive, describe("largest request body as sent")] = 20 * MIB
     max_inflated_bytes: Annotated[Positive, describe("largest request body after decompression")] = 40 * MIB
     max_events_per_request: Annotated[Positive, describe("most events in one batch request")] = 10_000
@@ -89,6 +89,32 @@ class SpoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes: Annotated[Positive, describe("bytes per gateway worker; beyond it writers get 503")] = 256 * MIB
 
 
+class WindowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Windowed statistics: what the aggregators keep in Redis and roll up in PostgreSQL."""
+
+    enabled: Annotated[bool, describe("run aggregators; without them metrics come from stored events only")] = True
+    ttl_s: Annotated[int, Meta(ge=3 * 3600), describe("windows stay in Redis so long after their end")] = 86400
+    publish_interval_ms: Annotated[Positive, describe("events are counted at most this much later")] = 100
+    close_after_s: Annotated[Seconds, describe("a window is judged and rolled up so long after its end")] = 60.0
+    recompute_quiet_s: Annotated[Seconds, describe("a day with late events is recomputed after so long a pause")] = 5.0
+    recompute_wait_s: Annotated[Seconds, describe("and after this time even without a pause")] = 60.0
+    max_groups: Annotated[Positive, describe("dimension tuples of one metric and hour; more are __other__")] = 1000
+    max_resident_bytes: Annotated[Positive, describe("windows that an aggregator keeps in memory")] = 64 * MIB
+    revenue_event_types: Annotated[list[str], describe("event types that the metric revenue sums")] = msgspec.field(
+        default_factory=lambda: ["purchase"]
+    )
+    revenue_properties: Annotated[list[str], describe("where the amount stands; the first that is there counts")] = (
+        msgspec.field(default_factory=lambda: ["amount", "value", "price"])
+    )
+    metrics: Annotated[
+        list[dict[str, Any]], describe("further metrics of every project, as /v1/metrics-definitions takes them")
+    ] = msgspec.field(default_factory=list)
+    cache_ttl_s: Annotated[Positive, describe("answers over closed ranges are cached in Redis so long")] = 3600
+    max_points: Annotated[Positive, describe("most points in one answer")] = 100_000
+    webhook_hosts: Annotated[list[str], describe("hosts that pattern webhooks may be sent to")] = []
+    webhook_deadline_s: Annotated[Seconds, describe("deadline of one webhook request")] = 5.0
+
+
 class ActorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Ray and the actors on it."""
 
@@ -109,6 +135,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log: LogSettings = LogSettings()
     store: StoreSettings = StoreSettings()
     spool: SpoolSettings = SpoolSettings()
+    windows: WindowSettings = WindowSettings()
     actors: ActorSettings = ActorSettings()
 
     def to_json(self) -> bytes:

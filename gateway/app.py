@@ -13,8 +13,22 @@ from gateway.endpoint import Endpoint, to_route
 from gateway.metrics import Exposition
 from gateway.middleware import Edge
 from gateway.query_gate import QueryGate
-from gateway.routes import documentation, health, keys, ledger, projects, read_events, write_events
+from gateway.routes import (
+    documentation,
+    health,
+    keys,
+    ledger,
+    metric_definitions,
+    patterns,
+    projects,
+    read_events,
+    read_metrics,
+    write_events,
+)
 from gateway.services import Services
+
+METRICS_WAIT_S = 0.5
+"""A page that opens asks for its dozen charts at once: what finds no slot waits so long for one."""
 
 
 def create_app(services: Services) -> Edge:
@@ -22,6 +36,12 @@ def create_app(services: Services) -> Edge:
     settings = services.settings
     budget = BodyBudget(settings.max_inflight_bytes)
     gate = QueryGate(max_concurrent=settings.max_concurrent_queries, deadline_s=settings.query_deadline_s)
+    metrics_gate = QueryGate(
+        max_concurrent=settings.max_concurrent_queries,
+        deadline_s=settings.query_deadline_s,
+        max_waiting=2 * settings.max_concurrent_queries,
+        longest_wait_s=METRICS_WAIT_S,
+    )
     contract = documentation.OpenApi()
     routed = routed_endpoints(services, contract)
     operations = [*write_events.OPERATIONS, *routed]
@@ -29,7 +49,12 @@ def create_app(services: Services) -> Edge:
     writes = write_events.WriteRoutes(services, budget)
     return Edge(
         {"/v1/events": writes.single, "/v1/events/batch": writes.batch},
-        Router([to_route(endpoint, services, gate, budget) for endpoint in routed]),
+        Router(
+            [
+                to_route(endpoint, services, metrics_gate if endpoint in read_metrics.ENDPOINTS else gate, budget)
+                for endpoint in routed
+            ]
+        ),
         operations,
         services.metrics,
         query_origins=settings.query_origins,
@@ -40,6 +65,9 @@ def routed_endpoints(services: Services, contract: documentation.OpenApi) -> lis
     exposition = Exposition(services.metrics, services.status.snapshot)
     return [
         *read_events.ENDPOINTS,
+        *read_metrics.ENDPOINTS,
+        *metric_definitions.ENDPOINTS,
+        *patterns.ENDPOINTS,
         *ledger.ENDPOINTS,
         *projects.ENDPOINTS,
         *keys.ENDPOINTS,

@@ -1,7 +1,9 @@
 """The gateway's way to the actors: joined in the background, found by name, every call with a deadline.
 
-The HTTP port is open before Ray is joined, and stays open when Ray goes away: until a call gets through the
-caller keeps its batches in the spool. Errors of Ray do not leave this module: they become `LinkError`.
+Questions are Ray calls; events travel over a connection of their own to each batcher, whose address Ray tells
+(`gateway.shard_stream`). The HTTP port is open before Ray is joined, and stays open when Ray goes away: until a
+call gets through the caller keeps its batches in the spool. Errors of Ray do not leave this module: they become
+`LinkError`.
 """
 
 import asyncio
@@ -10,18 +12,19 @@ import threading
 import time
 from typing import Any
 
-from analytics_actors.messages import CONTROLLER_NAME, AppendReply, batcher_name, decode_replies
+import msgspec
+
+from analytics_actors.append_stream import APPEND, WAIT_STORED, Endpoint
+from analytics_actors.messages import CONTROLLER_NAME, NOT_OWNER, AppendReply, batcher_name, decode_replies
 from config.settings import Settings
+from gateway.shard_stream import LinkError, ShardStream
 
 JOIN_RETRY_S = 1.0
 ACTORS_RETRY_S = 0.2
 FIRST_CALL_DEADLINE_S = 5.0
+LOCATE_DEADLINE_S = 2.0
 
 _log = logging.getLogger(__name__)
-
-
-class LinkError(Exception):
-    """The actor could not be reached, did not answer in time or failed: the call's outcome is unknown."""
 
 
 class RayLink:
@@ -32,6 +35,7 @@ class RayLink:
         self._joined = threading.Event()
         self._stopped = threading.Event()
         self._actors: dict[str, Any] = {}
+        self._streams: dict[int, ShardStream] = {}
 
     @property
     def joined(self) -> bool:
@@ -43,6 +47,8 @@ class RayLink:
     def stop(self) -> None:
         """Leave the cluster; at most once, at the very end."""
         self._stopped.set()
+        for stream in self._streams.values():
+            stream.close()
         if self._joined.is_set():
             import ray
 
@@ -80,17 +86,29 @@ class RayLink:
 
     async def append(self, shard: int, raw: bytes, *, deadline_s: float) -> list[AppendReply]:
         """Append encoded batches; a reply each. Raises `LinkError`."""
-        reply: bytes = await self._call(batcher_name(shard), "append", raw, deadline_s=deadline_s)
-        return decode_replies(reply)
+        stream = self._stream(shard)
+        replies = decode_replies(await stream.call(APPEND, raw, deadline_s=deadline_s))
+        if any(reply.status == NOT_OWNER for reply in replies):
+            # A batcher of the past may live on: Ray knows who is the one of today.
+            stream.close()
+        return replies
 
     async def wait_stored(self, shard: int, partition: int, offset: int, *, deadline_s: float) -> bool:
         """Whether the record was in the event store in time."""
-        name = batcher_name(shard)
-        stored: bool = await self._call(name, "wait_stored", partition, offset, deadline_s, deadline_s=deadline_s + 1.0)
-        return stored
+        question = msgspec.msgpack.encode((partition, offset, deadline_s))
+        answer = await self._stream(shard).call(WAIT_STORED, question, deadline_s=deadline_s + 1.0)
+        return msgspec.msgpack.decode(answer, type=bool)
+
+    def _stream(self, shard: int) -> ShardStream:
+        if shard not in self._streams:
+            self._streams[shard] = ShardStream(lambda: self._locate(shard))
+        return self._streams[shard]
+
+    async def _locate(self, shard: int) -> Endpoint:
+        return Endpoint(*await self._call(batcher_name(shard), "endpoint", deadline_s=LOCATE_DEADLINE_S))
 
     async def ask(self, actor: str, method: str, *arguments: Any, deadline_s: float) -> Any:
-        """Any other question to an actor."""
+        """A question to an actor."""
         return await self._call(actor, method, *arguments, deadline_s=deadline_s)
 
     async def _call(self, name: str, method: str, *arguments: Any, deadline_s: float) -> Any:

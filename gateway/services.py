@@ -8,13 +8,20 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from config.settings import GatewaySettings
+from config.settings import GatewaySettings, WindowSettings
+from gateway.answer_cache import AnswerCache
+from gateway.metric_definitions import Backfills, Definitions, MetricRegistry
+from gateway.metric_reader import MetricReader
+from gateway.metric_stream import MetricStreams
 from gateway.metrics import Metrics
 from gateway.rows import Decoded, Ingest
 from storage.event_queries import DeadLetter, EventPage, Order, StoredEvent
 from storage.key_text import KeyKind
 from storage.ledger import Difference, LedgerHour
+from storage.pattern_store import PatternPage
+from storage.patterns import Kind
 from storage.registry import KeyRecord, NewKey, Project
+from storage.rollups import RollupStore
 
 
 class KeyInfo(NamedTuple):
@@ -67,7 +74,7 @@ class Status(Protocol):
 
     async def snapshot(self) -> dict[str, Any]:
         """JSON for `GET /v1/status`: `gateways`, `shards` (each with `shard` and, when it answers, a `view`:
-        `analytics_actors.messages.BatcherView`), `services`."""
+        `analytics_actors.messages.BatcherView`), `services`, `batching` (`gateway.batching.Batching`)."""
 
     async def readiness(self) -> Readiness: ...
 
@@ -129,6 +136,40 @@ class Ledger(Protocol):
     ) -> list[Difference]: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """What the routes of windowed metrics need (the Prometheus metrics of this process are `Services.metrics`)."""
+
+    settings: WindowSettings
+    definitions: Definitions
+    registry: MetricRegistry
+    rollups: RollupStore
+    backfills: Backfills
+    reader: MetricReader
+    answers: AnswerCache
+    streams: MetricStreams
+
+
+class Patterns(Protocol):
+    """The part of `storage.pattern_store.PatternStore` that the routes need."""
+
+    async def list_patterns(
+        self,
+        project_id: str,
+        *,
+        metric: str | None = None,
+        kind: Kind | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> PatternPage: ...
+
+    async def signing_secret(self, project_id: str) -> bytes: ...
+
+    async def replace_secret(self, project_id: str) -> bytes: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything that `create_app` needs."""
@@ -142,3 +183,5 @@ class Services:
     ledger: Ledger
     status: Status
     metrics: Metrics
+    patterns: Patterns
+    statistics: Statistics

@@ -12,15 +12,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from analytics_actors.messages import APPENDED, REPEATED, AppendReply
 from analytics_actors.ring import HashRing
 from config.settings import Settings
-from gateway.ray_link import LinkError
+from gateway.shard_stream import LinkError
 from storage.errors import SpoolFull, Unavailable
 from storage.event_batch import EventBatch, encode_batches
-from storage.spool import Spool, SpooledBatch, read_counts
+from storage.spool import Spool, SpoolDepth, SpooledBatch, read_counts, read_depth, spool_holds
 
 DRAIN_CALL_BYTES = 2 * 1024 * 1024
 """Sent in one append call: large enough to catch up quickly, small enough for the deadline."""
@@ -81,10 +82,9 @@ class Spooler:
     async def counts_of(self, project_id: str) -> tuple[Counter[int], Counter[int]]:
         """Spooled events and refused ones of a project, by hour since the Unix epoch.
 
-        Of all workers of this machine: their spools lie side by side. Raises `Unavailable`.
+        Of all workers of this machine. Raises `Unavailable`.
         """
-        others = [path for path in self._spool.path.parent.glob("spool-*.sqlite") if path != self._spool.path]
-        spools = [await asyncio.to_thread(read_counts, path) for path in others]
+        spools = [await asyncio.to_thread(read_counts, path) for path in self._other_paths()]
         spools.append((self._spool.events, self._spool.rejected))
         events, rejected = Counter[int](), Counter[int]()
         for spooled in spools:
@@ -95,8 +95,18 @@ class Spooler:
         return events, rejected
 
     async def holds(self, project_id: str, event_id: str) -> bool:
-        """Whether the event is in the spool; reads all of the project's part of it."""
-        return await self._in_thread(lambda: self._spool.holds(project_id, event_id))
+        """Whether the event is in a spool of this machine; reads all of them. Raises `Unavailable`."""
+        paths = [self._spool.path, *self._other_paths()]
+        return any([await asyncio.to_thread(spool_holds, path, project_id, event_id) for path in paths])
+
+    async def depths(self) -> dict[str, SpoolDepth]:
+        """The spools of this machine by their files' names. Raises `Unavailable`."""
+        paths = sorted([self._spool.path, *self._other_paths()])
+        return {path.stem: await asyncio.to_thread(read_depth, path) for path in paths}
+
+    def _other_paths(self) -> list[Path]:
+        """The spools of the other workers of this machine: they lie side by side."""
+        return [path for path in self._spool.path.parent.glob("spool-*.sqlite") if path != self._spool.path]
 
     def must_spool(self, shard: int) -> bool:
         return self._modes[shard] is not ShardMode.DIRECT

@@ -10,12 +10,16 @@ from collections import Counter
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
+import msgspec
+
 from analytics_actors.messages import CONTROLLER_NAME, batcher_name
 from analytics_actors.ring import HashRing
 from config.settings import Settings
+from gateway.batching import batching_of
 from gateway.ingest import GatewayIngest
-from gateway.ray_link import LinkError, RayLink
+from gateway.ray_link import RayLink
 from gateway.services import Pending, PendingHour, Place, Readiness
+from gateway.shard_stream import LinkError
 from gateway.spooler import Spooler
 from storage.errors import StorageError
 from storage.fingerprint import partition_of
@@ -55,9 +59,12 @@ class WorkerStatus:
         self._ring = HashRing(range(settings.actors.shards), partitions=self._partitions)
 
     async def snapshot(self) -> dict[str, Any]:
-        """`gateways` (this worker), `shards` as the controller sees them, `services`."""
-        shards, parts = await asyncio.gather(self._shards(), self._parts())
-        return {"gateways": [self._gateway()], "shards": shards, "services": parts}
+        """`gateways` (this worker), `spools` of this machine, `shards` as the controller sees them, `services`, and
+        `batching` (`gateway.batching`)."""
+        shards, parts, spools = await asyncio.gather(self._shards(), self._parts(), self._spools())
+        batching = msgspec.to_builtins(batching_of(shards))
+        gateways = [self._gateway()]
+        return {"gateways": gateways, "spools": spools, "shards": shards, "services": parts, "batching": batching}
 
     def _gateway(self) -> dict[str, Any]:
         return {
@@ -65,10 +72,15 @@ class WorkerStatus:
             "pid": os.getpid(),
             "uptimeSeconds": round(time.time() - self._started_s),
             "inflightBytes": self._ingest.inflight_bytes,
-            "spoolBytes": self._spooler.bytes,
-            "spoolBatches": self._spooler.batches,
             "lanes": self._spooler.modes,
         }
+
+    async def _spools(self) -> list[dict[str, Any]]:
+        try:
+            depths = await self._spooler.depths()
+        except StorageError as error:
+            return [{"spool": "unreadable", "batches": 0, "bytes": 0, "damaged": 0, "trouble": str(error)}]
+        return [{"spool": name} | depth._asdict() for name, depth in depths.items()]
 
     async def _shards(self) -> list[dict[str, Any]]:
         try:
@@ -106,7 +118,10 @@ class WorkerStatus:
             known = False
         if known:
             return "log"
-        return "spool" if await self._spooler.holds(project_id, event_id) else "unknown"
+        try:
+            return "spool" if await self._spooler.holds(project_id, event_id) else "unknown"
+        except StorageError:
+            return "unknown"
 
     async def pending(self, project_id: str) -> Pending:
         complete = True

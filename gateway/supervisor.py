@@ -36,6 +36,9 @@ HEALTHY_AFTER_S = 10.0
 SUPERVISOR_PID = "GATEWAY_SUPERVISOR_PID"
 """Environment variable in which workers are told whose children they are."""
 
+COUNTED_OFFSETS = "counted.offsets"
+"""The file in the gateway's folder in which workers tell one another what their answers have counted."""
+
 
 WorkerCommand = Callable[[Path, int, int], Sequence[str]]
 """From settings file, socket and number of a worker to the command that runs it."""
@@ -67,11 +70,14 @@ def worker_command(settings_file: Path, fd: int, worker: int) -> list[str]:
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
-    """With several workers their metrics meet in a folder of files, which starts empty."""
+    """With several workers their metrics meet in a folder of files, which starts empty. So does the file of
+    `gateway.counted_offsets`: this run's logs may be other ones than the last run's."""
     environment = os.environ | {SUPERVISOR_PID: str(os.getpid())}
     environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    shared = Path(settings.spool.directory or Path(settings.data) / "gateway")
+    (shared / COUNTED_OFFSETS).unlink(missing_ok=True)
     if settings.gateway.workers > 1:
-        folder = Path(settings.spool.directory or Path(settings.data) / "gateway") / "metrics"
+        folder = shared / "metrics"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         environment["PROMETHEUS_MULTIPROC_DIR"] = str(folder)

@@ -21,7 +21,6 @@ from pathlib import Path
 import uvloop
 
 from analytics_actors.background import Background
-from analytics_actors.messages import SWITCH_INTERVAL_S
 from config import logs
 from config.settings import Settings
 from gateway.app import create_app
@@ -33,10 +32,12 @@ from gateway.ray_link import RayLink
 from gateway.server import serve
 from gateway.services import Services
 from gateway.spooler import Spooler
+from gateway.statistics import open_statistics
 from gateway.status import WorkerStatus
 from storage.event_queries import EventQueries
 from storage.key_cache_file import KeyCacheFile
 from storage.ledger import Ledger
+from storage.pattern_store import PostgresPatterns
 from storage.postgres import Postgres
 from storage.redis_log import RedisLog
 from storage.registry import Registry
@@ -87,6 +88,7 @@ class Worker:
                 log=log,
                 worker=self._number,
             )
+            statistics = open_statistics(settings, postgres, stack, worker=self._number)
             app = create_app(
                 Services(
                     settings=gateway,
@@ -98,6 +100,8 @@ class Worker:
                     ledger=Ledger(postgres),
                     status=status,
                     metrics=self._metrics,
+                    statistics=statistics,
+                    patterns=PostgresPatterns(postgres),
                 )
             )
             background = Background()
@@ -112,8 +116,7 @@ class Worker:
             # Decoding makes thousands of short-lived containers and no cycles: looking for some less often
             # costs a few MB at most.
             gc.set_threshold(50_000, 20, 50)
-            sys.setswitchinterval(SWITCH_INTERVAL_S)
-            await serve(app, sock, gateway, on_shutdown=lambda: None)
+            await serve(app, sock, gateway, on_shutdown=statistics.streams.close)
             await self._ingest.drain()
 
     def _open_spool(self) -> Spool:

@@ -24,10 +24,11 @@ from load_tests.report import RESULTS, machine, save, show
 from load_tests.rounds import BATCH_100, BATCH_1000, SINGLE, Workload
 from load_tests.running_system import RunningSystem, SystemFailed
 from load_tests.watching import idle, soak
+from load_tests.window_measurements import WindowMeasurements, define_load_metrics
 
-MEASUREMENTS = ("single", "latency", "batch100", "batch1000")
+MEASUREMENTS = ("single", "latency", "batch100", "batch1000", "windows", "freshness", "metric_query")
 WORKLOADS = {workload.name: workload for workload in (SINGLE, BATCH_100, BATCH_1000)}
-FULL = Plan(seconds=8.0, rounds=3, attempt_s=1.5, skip=0)
+FULL = Plan(seconds=15.0, rounds=3, attempt_s=1.5, skip=0)
 QUICK = Plan(seconds=2.0, rounds=1, attempt_s=0.4, skip=1)
 
 console = Console(highlight=False)
@@ -51,9 +52,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help=f"rounds of each [{FULL.rounds}]")
     parser.add_argument("--projects", type=int, default=4, help="projects that take turns [4]")
     parser.add_argument("--seed", type=int, default=1, help="of the events and arrivals [1]")
+    parser.add_argument("--metrics", action="store_true", help="define the ten metrics of `windows` in every project")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="as of `up`")
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--profile", action="store_true", help="flame graphs of gateway and batcher instead")
+    kinds.add_argument("--profile", action="store_true", help="flame graphs of gateway, batcher and aggregator instead")
     kinds.add_argument(
         "--soak", type=float, metavar="MINUTES", help="half load (of --only, or single) for so long instead"
     )
@@ -75,9 +77,11 @@ def report(text: str) -> None:
 
 def compare(comparison: Comparison, arguments: argparse.Namespace) -> Run:
     names = arguments.only or MEASUREMENTS
+    of_windows = WindowMeasurements(comparison, projects=arguments.projects, settings=arguments.settings)
     for name in MEASUREMENTS:
         if name in names:
-            getattr(comparison, name)()
+            measure = getattr(comparison, name, None) or getattr(of_windows, name)
+            measure()
     comparison.finish()
     results: Results = comparison.results
     show(results, console)
@@ -121,6 +125,8 @@ def endure(comparison: Comparison, runner: asyncio.Runner, system: RunningSystem
 
 
 def run(runner: asyncio.Runner, system: RunningSystem, arguments: argparse.Namespace) -> Run:
+    if arguments.metrics:
+        define_load_metrics(system)
     if arguments.idle:
         return Run("idle", {"figures": idle(system, seconds=arguments.idle, report=report)})
     comparison = Comparison(runner, system, plan_of(arguments), seed=arguments.seed, report=report)

@@ -8,9 +8,9 @@ The floors' table is emptied after each turn and the system's is not, which favo
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,15 +33,17 @@ from load_tests.rounds import (
     keep_rate,
     saturate,
 )
-from load_tests.running_system import RunningSystem, SystemFailed
+from load_tests.running_system import RunningSystem
 from load_tests.schedule import poisson_offsets_s
 
 COPY_ROWS = 20_000
 SMALL_COPY_ROWS = 1000
+WARM_UP_S = 2.0
 MAX_COPIED_BODIES = 400
 """400,000 rows: some three seconds of COPY."""
 
 Report = Callable[[str], None]
+Found = TypeVar("Found")
 
 
 class Plan(NamedTuple):
@@ -62,7 +64,8 @@ class _Log(NamedTuple):
 
 
 class Comparison:
-    """Each measurement is a method; they share one running system and one scratch database."""
+    """Each measurement is a method; they share one running system and one scratch database. Those of the windows are
+    in `load_tests.window_measurements`."""
 
     def __init__(
         self,
@@ -74,26 +77,27 @@ class Comparison:
         report: Report,
     ) -> None:
         self.results = Results()
-        self._runner = runner
-        self._system = system
+        self.runner = runner
+        self.system = system
         self._server = SystemServer(system)
-        self._plan = plan
+        self.plan = plan
         self._maker = EventMaker(seed=seed)
         self._random = np.random.default_rng(seed)
-        self._report = report
+        self.report = report
+        self._tried_single: Speed | None = None
         self._scratch = ScratchDatabase(system.connection.postgres_url)
         runner.run(self._scratch.create())
 
     def single(self) -> None:
         """One event a request, against the plain handler and the bare route."""
         with self._plain("executemany") as executemany, self._plain("bare") as bare:
-            rounds = self._in_turns(SINGLE, [self._server, executemany, bare])
+            rounds = self._beside_floors(SINGLE, [executemany, bare])
         self.results.keep_ratio("single_vs_executemany", rounds["system"], stored_events_per_s(rounds["executemany"]))
 
     def batch100(self) -> None:
         """100 events a request, against the plain handler."""
         with self._plain("executemany") as executemany:
-            rounds = self._in_turns(BATCH_100, [self._server, executemany])
+            rounds = self._beside_floors(BATCH_100, [executemany])
         self.results.keep_ratio("batch100_vs_executemany", rounds["system"], stored_events_per_s(rounds["executemany"]))
 
     def batch1000(self) -> None:
@@ -106,7 +110,7 @@ class Comparison:
             copied_small.append(self._copy(bodies[: MAX_COPIED_BODIES // 4], rows_per_batch=SMALL_COPY_ROWS))
 
         with self._plain("executemany") as executemany:
-            rounds = self._in_turns(BATCH_1000, [self._server, executemany], between=copy)
+            rounds = self._beside_floors(BATCH_1000, [executemany], between=copy)
         results = self.results
         results.figures[f"copy_{COPY_ROWS}_rows_stored_events_per_s"] = median(copied)
         results.figures[f"copy_{SMALL_COPY_ROWS}_rows_stored_events_per_s"] = median(copied_small)
@@ -116,21 +120,43 @@ class Comparison:
     def latency(self) -> None:
         """Single events at half of what `single` has found. The bare route at the same rate shows what of
         that is the generator and HTTP."""
-        saturation = self.results.figures.get("system_single_requests_per_s")
-        rate = (saturation or self.saturation(SINGLE).requests_per_s) / 2
+        rate = self.half_load()
         with self._plain("bare") as bare:
             found: dict[str, list[Latency]] = {"half_load": [], "bare_half_load": []}
-            for _ in range(self._plan.rounds):
+            for _ in range(self.plan.rounds):
                 found["half_load"].append(self._at_rate(self._server, rate))
                 found["bare_half_load"].append(self._at_rate(bare, rate))
         for prefix, latencies in found.items():
             self.results.keep_latency(prefix, latencies)
 
-    def _at_rate(self, server: Server, requests_per_s: float) -> Latency:
-        offsets_s = poisson_offsets_s(requests_per_s, self._plan.seconds, random=self._random)
+    def half_load(self) -> float:
+        """Half of what `single` has found in requests a second, or of what attempts find."""
+        measured = self.results.figures.get("system_single_requests_per_s")
+        if measured is None:
+            self._tried_single = self._tried_single or self.saturation(SINGLE)
+            measured = self._tried_single.requests_per_s
+        return measured / 2
+
+    def at_half_load(self, beside: Callable[[float], Awaitable[Found]]) -> tuple[Latency, Found]:
+        """Single events at half load, and `beside` it what is given so many seconds, once the load is steady."""
+        rate, seconds = self.half_load(), self.plan.seconds
+        self.runner.run(self._steady(self._server, rate, WARM_UP_S))
+
+        async def both() -> tuple[Latency, Found]:
+            return await asyncio.gather(self._steady(self._server, rate, seconds), beside(seconds))
+
+        return self.runner.run(both())
+
+    def _steady(self, server: Server, requests_per_s: float, seconds: float) -> Coroutine[None, None, Latency]:
+        offsets_s = poisson_offsets_s(requests_per_s, seconds, random=self._random)
         bodies = self._maker.bodies(len(offsets_s), events_per_request=1)
-        latency: Latency = self._runner.run(keep_rate(server, SINGLE, bodies, offsets_s))
-        self._report(
+        return keep_rate(server, SINGLE, bodies, offsets_s)
+
+    def _at_rate(self, server: Server, requests_per_s: float) -> Latency:
+        """Steady load: what the saturating rounds before have left behind is worked off in a while of the same load."""
+        for seconds in (WARM_UP_S, self.plan.seconds):
+            latency: Latency = self.runner.run(self._steady(server, requests_per_s, seconds))
+        self.report(
             f"half load {server.name}: {latency.requests_per_s:,.0f} requests/s, p50 {latency.p50_ms:.1f} ms, "
             f"p99 {latency.p99_ms:.1f} ms, worst {latency.worst_ms:.1f} ms"
         )
@@ -150,68 +176,77 @@ class Comparison:
 
     def finish(self) -> None:
         """Count what was stored. Raises `SystemFailed` when rows and ledger differ."""
-        counted = self._runner.run(self._system.counted_events())
-        stored = self._runner.run(self._system.stored_events())
-        if counted != stored:
-            raise SystemFailed(f"events_log has {counted} rows, the ledger says {stored}")
-        self.results.figures["system_counted_events"] = counted
-        self.results.figures["system_spooled_requests"] = self._system.metric(ACKS, ack="spooled")
+        self.results.figures["system_counted_events"] = self.runner.run(self.system.check_counts())
+        self.results.figures["system_spooled_requests"] = self.system.metric(ACKS, ack="spooled")
 
     @contextmanager
     def _plain(self, kind: str) -> Iterator[PlainServer]:
         with FloorServer(kind, postgres=self._scratch if kind == "executemany" else None) as server:
-            yield PlainServer(kind, server, self._system)
+            yield PlainServer(kind, server, self.system)
 
-    def _in_turns(
+    def _beside_floors(
+        self,
+        workload: Workload,
+        floors: Sequence[Server],
+        *,
+        between: Callable[[Sequence[bytes]], None] | None = None,
+    ) -> dict[str, list[Round]]:
+        """Rounds of the system and of the floors."""
+        log = self._log()
+        rounds = self.in_turns(workload, [self._server, *floors], checkpoint=self._scratch.checkpoint, between=between)
+        after = self._log()
+        bytes_per_event = (after.bytes - log.bytes) / (after.events - log.events)
+        self.results.figures[f"system_{workload.name}_log_bytes_per_million_events"] = bytes_per_event * 1e6
+        return rounds
+
+    def in_turns(
         self,
         workload: Workload,
         servers: Sequence[Server],
         *,
+        checkpoint: Callable[[], Awaitable[None]],
         between: Callable[[Sequence[bytes]], None] | None = None,
     ) -> dict[str, list[Round]]:
-        """Rounds of every server by its name. `between` comes after the first server of each turn."""
-        log = self._log()
+        """Rounds of every server by its name, kept in the results. `checkpoint` is called before each round: of all
+        databases that are used. `between` comes after the first server of each turn."""
         speeds = {server.name: self._best(server, workload) for server in servers}
         rounds: dict[str, list[Round]] = {server.name: [] for server in servers}
-        for _ in range(self._plan.rounds):
+        for _ in range(self.plan.rounds):
             counts = {name: self._requests_of_a_round(speed) for name, speed in speeds.items()}
             bodies = self._maker.bodies(max(counts.values()), events_per_request=workload.events_per_request)
             for server in servers:
                 speed = speeds[server.name]
-                found = self._round(server, workload, bodies[: counts[server.name]], speed.connections)
+                found = self._round(server, checkpoint, workload, bodies[: counts[server.name]], speed.connections)
                 rounds[server.name].append(found)
                 stored_requests_per_s = found.stored_events_per_s / workload.events_per_request
                 speeds[server.name] = speed._replace(requests_per_s=stored_requests_per_s)
                 if between is not None and server is servers[0]:
                     between(bodies)
-            self._runner.run(self._scratch.empty())
-        after = self._log()
-        bytes_per_event = (after.bytes - log.bytes) / (after.events - log.events)
-        self.results.figures[f"system_{workload.name}_log_bytes_per_million_events"] = bytes_per_event * 1e6
+            self.runner.run(self._scratch.empty())
         self.results.keep_rounds(workload, rounds)
         return rounds
 
     def _log(self) -> _Log:
         bytes_appended, events_appended = SHARD_COUNTERS["bytes_appended"], SHARD_COUNTERS["events_appended"]
-        return _Log(self._system.metric(bytes_appended), self._system.metric(events_appended))
+        return _Log(self.system.metric(bytes_appended), self.system.metric(events_appended))
 
     def _best(self, server: Server, workload: Workload) -> Speed:
         """The best number of connections for a server. The first is tried twice, and counts once it is warm."""
-        seconds = self._plan.attempt_s
-        numbers = workload.connections[self._plan.skip :: self._plan.skip + 1]
+        seconds = self.plan.attempt_s
+        numbers = workload.connections[self.plan.skip :: self.plan.skip + 1]
         tried = [
             self._attempt(server, workload, connections, self._bodies_for(workload, seconds), seconds)
             for connections in (numbers[0], *numbers)
         ][1:]
         self.results.keep_attempts(workload, server.name, tried)
         best = max(tried, key=lambda speed: speed.requests_per_s)
-        self._report(f"{workload.name} {server.name}: {best.connections} connections suit it best")
+        self.report(f"{workload.name} {server.name}: {best.connections} connections suit it best")
         return best
 
     def _attempt(
         self, server: Server, workload: Workload, connections: int, bodies: Sequence[bytes], seconds: float
     ) -> Speed:
-        speed: Speed = self._runner.run(attempt(server, workload, bodies, connections=connections, seconds=seconds))
+        speed: Speed = self.runner.run(attempt(server, workload, bodies, connections=connections, seconds=seconds))
         return speed
 
     def _bodies_for(self, workload: Workload, seconds: float) -> list[bytes]:
@@ -220,13 +255,20 @@ class Comparison:
         return self._maker.bodies(requests, events_per_request=workload.events_per_request)
 
     def _requests_of_a_round(self, speed: Speed) -> int:
-        return max(1, math.ceil(speed.requests_per_s * self._plan.seconds))
+        return max(1, math.ceil(speed.requests_per_s * self.plan.seconds))
 
-    def _round(self, server: Server, workload: Workload, bodies: Sequence[bytes], connections: int) -> Round:
-        found: Round = self._runner.run(
-            saturate(server, self._scratch, workload, bodies, connections=connections, seconds=self._plan.seconds)
+    def _round(
+        self,
+        server: Server,
+        checkpoint: Callable[[], Awaitable[None]],
+        workload: Workload,
+        bodies: Sequence[bytes],
+        connections: int,
+    ) -> Round:
+        found: Round = self.runner.run(
+            saturate(server, checkpoint, workload, bodies, connections=connections, seconds=self.plan.seconds)
         )
-        self._report(
+        self.report(
             f"{workload.name} {server.name}: {found.requests_per_s:,.0f} requests/s, "
             f"{found.accepted_events_per_s:,.0f} events/s accepted, {found.stored_events_per_s:,.0f} stored"
         )
@@ -235,9 +277,9 @@ class Comparison:
     def _copy(self, bodies: Sequence[bytes], *, rows_per_batch: int) -> float:
         """Rows a second."""
         batches = columns_of(bodies, rows_per_batch=rows_per_batch)
-        self._runner.run(self._scratch.checkpoint())
+        self.runner.run(self._scratch.checkpoint())
         rows: int = sum(batch.num_rows for batch in batches)
-        seconds: float = self._runner.run(self._scratch.copy_s(batches))
+        seconds: float = self.runner.run(self._scratch.copy_s(batches))
         rows_per_s = rows / seconds
-        self._report(f"COPY, {rows_per_batch:,} rows a transaction: {rows_per_s:,.0f} rows/s")
+        self.report(f"COPY, {rows_per_batch:,} rows a transaction: {rows_per_s:,.0f} rows/s")
         return rows_per_s

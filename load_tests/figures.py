@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from load_tests.process_costs import Cost
 from load_tests.rounds import Latency, Round, Speed, Workload
+from load_tests.schedule import percentile
 
 NEVER_STORES = "bare"
 
@@ -47,6 +48,12 @@ class Results:
         self.figures[f"{prefix}_p99_ms"] = median(latency.p99_ms for latency in found)
         self.figures[f"{prefix}_worst_ms"] = max(latency.worst_ms for latency in found)
 
+    def keep_times(self, prefix: str, seconds: Sequence[float]) -> None:
+        """Of all rounds together: they are too few in one for a 99th percentile."""
+        self.figures[f"{prefix}_p50_ms"] = percentile(seconds, 0.5) * 1000
+        self.figures[f"{prefix}_p99_ms"] = percentile(seconds, 0.99) * 1000
+        self.figures[f"{prefix}_worst_ms"] = max(seconds) * 1000
+
 
 def stored_events_per_s(rounds: Iterable[Round]) -> list[float]:
     return [found.stored_events_per_s for found in rounds]
@@ -60,6 +67,12 @@ def median_costs(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
     """By role, a million events; memory as its peak."""
     roles = sorted({role for found in rounds for role in found.costs})
     return {role: _median_cost(role, rounds) for role in roles}
+
+
+def cpu_us_per_event(costs: Mapping[str, Mapping[str, float]], roles: Sequence[str] = ()) -> float:
+    """Of these roles, or of all but the generator."""
+    wanted = roles or [role for role in costs if role != "generator"]
+    return sum(costs[role]["cpu_s_per_million_events"] for role in wanted if role in costs)
 
 
 def _median_cost(role: str, rounds: Sequence[Round]) -> dict[str, float]:

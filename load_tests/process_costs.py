@@ -23,6 +23,8 @@ import psutil
 SAMPLE_INTERVAL_S = 5.0
 """A sample of all processes takes some 50 ms of CPU: one percent of one core."""
 
+_ACTORS = ("batcher", "aggregator", "controller")
+
 Processes = list[tuple[str, psutil.Process]]
 """Each with its role."""
 
@@ -45,7 +47,7 @@ def role_of(command_line: list[str]) -> str:
     # A server that has set its title has all of it in the first argument.
     program = Path(line.split(" ", 1)[0]).name
     if line.startswith("ray::"):
-        return next((role for role in ("batcher", "controller") if line.lower().startswith(f"ray::{role}")), "ray")
+        return next((role for role in _ACTORS if line.lower().startswith(f"ray::{role}")), "ray")
     if "gateway.worker" in command_line:
         return "gateway"
     if "gateway" in command_line or "analytics_actors.cli" in command_line:

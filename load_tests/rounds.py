@@ -1,22 +1,24 @@
 """One round of load on one server: sent, stored, and what it cost.
 
 A round sends a fixed number of events, as many as take about the wanted time at the speed that short
-attempts have found. It ends when the last of them can be read in PostgreSQL.
+attempts have found. It ends when the last of them can be read in PostgreSQL, and of a server that is to be measured
+with its windows when it is counted in these too.
 """
 
 import gc
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from load_tests.floors import FloorServer, ScratchDatabase
+from load_tests.floors import FloorServer
 from load_tests.generator import Outcome, Target, closed_loop, open_loop
 from load_tests.process_costs import Cost, Meter, Processes
 from load_tests.running_system import RunningSystem, SystemFailed
 from load_tests.schedule import percentile
+from load_tests.windows import wait_counted
 
 OPEN_LOOP_CONNECTIONS = 256
 """More than are busy at once unless the server stalls for 100 ms."""
@@ -75,12 +77,16 @@ class Server(Protocol):
 
 
 class SystemServer:
-    """The system itself."""
+    """The system itself.
 
-    name = "system"
+    Its rounds end when everything is stored; with `until_counted` when it is counted in the windows as well. The
+    windows are waited for in any case: what they cost is that round's, and the next server's turn is not disturbed.
+    """
 
-    def __init__(self, system: RunningSystem) -> None:
+    def __init__(self, system: RunningSystem, *, name: str = "system", until_counted: bool = False) -> None:
+        self.name = name
         self._system = system
+        self._until_counted = until_counted
 
     def targets(self, workload: Workload) -> list[Target]:
         return self._system.targets(batch=workload.events_per_request > 1)
@@ -92,7 +98,11 @@ class SystemServer:
         return Stored(await self._system.stored_events(), await self._system.wal_bytes())
 
     async def stored_at_s(self, outcome: Outcome, events: int) -> float:
-        return await self._system.wait_stored(events, clock=time.perf_counter)
+        stored_s = await self._system.wait_stored(events, clock=time.perf_counter)
+        if not self._system.settings.windows.enabled:
+            return stored_s
+        counted_s = await wait_counted(self._system, clock=time.perf_counter)
+        return counted_s if self._until_counted else stored_s
 
 
 class PlainServer:
@@ -146,16 +156,17 @@ async def attempt(
 
 async def saturate(
     server: Server,
-    scratch: ScratchDatabase,
+    checkpoint: Callable[[], Awaitable[None]],
     workload: Workload,
     bodies: Sequence[bytes],
     *,
     connections: int,
     seconds: float,
 ) -> Round:
-    """Send all bodies as fast as the server takes them. `seconds` is what that is expected to take."""
+    """Send all bodies as fast as the server takes them. `seconds` is what that is expected to take; `checkpoint`
+    makes a round begin with the same amount of dirty pages and WAL as every other: none."""
     requests = list(_requests(server, workload, bodies))
-    await scratch.checkpoint()
+    await checkpoint()
     before = await server.stored()
     events = len(bodies) * workload.events_per_request
     with _undisturbed(), Meter(server.processes) as meter:

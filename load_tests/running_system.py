@@ -6,7 +6,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -14,7 +16,9 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from analytics_actors.up.connection import Connection
+from analytics_actors.up.folder import DataFolder
 from config.metrics import Metric
+from config.settings import Settings
 from load_tests.generator import Clock, Target
 from load_tests.process_costs import Processes, processes_under
 
@@ -29,6 +33,14 @@ class SystemFailed(Exception):
     """The system did not do what a measurement needs; the message says what."""
 
 
+class Project(NamedTuple):
+    """A project of a running system, and keys to it."""
+
+    project_id: str
+    write_key: str
+    read_key: str
+
+
 class RunningSystem:
     """A context manager: runs within the block, is stopped and its data removed at the end, also after a failure."""
 
@@ -36,7 +48,8 @@ class RunningSystem:
         """`settings`: NAME=VALUE for `up --set`."""
         self._projects = projects
         self._words = [word for setting in settings for word in ("--set", setting)]
-        self._keys: list[str] = []
+        self.projects: list[Project] = []
+        """That the load goes to."""
         self.data: Path
         self.connection: Connection
 
@@ -48,7 +61,7 @@ class RunningSystem:
             if connection is None:
                 raise SystemFailed("`up` returned and left no connection.json")
             self.connection = connection
-            self._keys = [self._create_project(f"bench-{number}") for number in range(self._projects)]
+            self.projects = [self.create_project(f"bench-{number}") for number in range(self._projects)]
         except BaseException:
             self._stop()
             raise
@@ -70,23 +83,29 @@ class RunningSystem:
         if done.returncode != 0:
             raise SystemFailed(f"`{name}` ended with {done.returncode}:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
 
-    def _create_project(self, project_id: str) -> str:
+    @cached_property
+    def settings(self) -> Settings:
+        """Those that all of its processes run on."""
+        return Settings.from_json(DataFolder(self.data).settings_file.read_bytes())
+
+    def create_project(self, project_id: str) -> Project:
         made = httpx.post(
             f"{self.connection.gateway_url}/v1/projects",
             headers={"Authorization": f"Bearer {self.connection.admin_key}"},
-            json={"projectId": project_id, "keys": ["write"]},
+            json={"projectId": project_id, "keys": ["write", "read"]},
             timeout=10,
         )
         if made.status_code != 201:
             raise SystemFailed(f"project {project_id} was not made: {made.status_code} {made.text}")
-        return str(made.json()["keys"][0]["key"])
+        write, read = made.json()["keys"]
+        return Project(project_id, write["key"], read["key"])
 
     def targets(self, *, batch: bool) -> list[Target]:
         """Where to post: one for each project."""
         url = urlsplit(self.connection.gateway_url)
         assert url.hostname is not None
         assert url.port is not None
-        return [Target(url.hostname, url.port, _PATHS[batch], key) for key in self._keys]
+        return [Target(url.hostname, url.port, _PATHS[batch], key) for _, key, _ in self.projects]
 
     def processes(self) -> Processes:
         return processes_under(self.connection.pid)
@@ -98,6 +117,21 @@ class RunningSystem:
     async def counted_events(self) -> int:
         """The same by counting the rows."""
         return await self._ask("SELECT count(*) FROM events_log")
+
+    async def check_counts(self) -> int:
+        """Events that are stored. Raises `SystemFailed` when rows and ledger differ."""
+        counted, stored = await self.counted_events(), await self.stored_events()
+        if counted != stored:
+            raise SystemFailed(f"events_log has {counted} rows, the ledger says {stored}")
+        return counted
+
+    async def checkpoint(self) -> None:
+        """Of the whole PostgreSQL server: what is written next begins with no dirty pages and no WAL."""
+        connection = await asyncpg.connect(self.connection.postgres_url)
+        try:
+            await connection.execute("CHECKPOINT")
+        finally:
+            await connection.close()
 
     async def _ask(self, query: str) -> int:
         connection = await asyncpg.connect(self.connection.postgres_url)

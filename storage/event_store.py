@@ -7,6 +7,8 @@ The law:
   otherwise `Fenced` is raised and nothing has changed (FN-1).
 - A row that PostgreSQL can never take becomes a dead letter in the same transaction; its neighbours are
   stored.
+- Events that its `storage.aggregated.Fold` folds are not stored as rows: they are merged into records in that same
+  transaction, and the ledger counts them as aggregated.
 - `Unavailable` leaves the outcome unknown. `claim` settles it: it waits for, or ends, what is still under way,
   and the write was committed if and only if the checkpoint that it returns stands at `next_offset`.
   (`checkpoints` does not wait: a transaction that is about to end may still move what it has returned.)
@@ -51,6 +53,7 @@ class WriteResult(NamedTuple):
     stored: int
     duplicate: int
     dead_lettered: int
+    aggregated: int = 0
 
 
 class StoredId(NamedTuple):
@@ -70,7 +73,8 @@ class EventStore(Protocol):
     async def write(self, writes: Sequence[PartitionWrite]) -> WriteResult: ...
 
     def recent_ids(self, partitions: Sequence[int], *, since_ms: int) -> AsyncIterator[Sequence[StoredId]]:
-        """The ids of all events stored since then in the partitions, in chunks."""
+        """The ids of all events stored since then in the partitions, in chunks. Those that were only aggregated have
+        no row, and nobody but the log remembers their ids."""
 
     async def prepare_days(self) -> None:
         """Create the daily partitions that will be needed next, and index what was stored since the last call.

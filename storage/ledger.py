@@ -18,7 +18,7 @@ _MAX_DIFFERENCES = 1000
 
 
 class LedgerHour(NamedTuple):
-    """received = stored + duplicate + dead_lettered + rejected + lost"""
+    """received = stored + duplicate + dead_lettered + rejected + lost + aggregated"""
 
     hour: datetime
     received: int
@@ -27,6 +27,7 @@ class LedgerHour(NamedTuple):
     dead_lettered: int
     rejected: int
     lost: int
+    aggregated: int = 0
 
 
 class Difference(NamedTuple):
@@ -61,7 +62,8 @@ class Ledger:
         """Count the rows and compare; [] when all is right. Bounds are whole hours.
 
         One snapshot: it is exact while events are being stored. Stored events are compared for the hours whose
-        daily partitions are there. Without bounds every event is read (some 0.2 s a million): give it time.
+        daily partitions are there, aggregated ones for whole projects and only without bounds. Without bounds every
+        event is read (some 0.2 s a million): give it time.
         """
         async with self._postgres.transaction(snapshot=True, deadline_s=deadline_s) as connection:
             rows = await connection.fetch(_CHECK, project_id, start, end, _MAX_DIFFERENCES)

@@ -1,4 +1,8 @@
-"""The ledger's counts of one write (LG-1): received = stored + duplicate + dead_lettered + rejected + lost."""
+"""The ledger's counts of one write (LG-1).
+
+received = stored + duplicate + dead_lettered + rejected + lost + aggregated, where `aggregated` are events that were
+folded into records and have no row (`storage.aggregated`).
+"""
 
 from bisect import bisect_left
 from collections import defaultdict
@@ -36,6 +40,7 @@ class Counts:
     dead_lettered: int = 0
     rejected: int = 0
     lost: int = 0
+    aggregated: int = 0
 
     def add(self, other: "Counts") -> None:
         for name in COUNTED:
@@ -52,16 +57,18 @@ def total(counts: Iterable[Counts]) -> WriteResult:
             result.stored + counted.stored,
             result.duplicate + counted.duplicate,
             result.dead_lettered + counted.dead_lettered,
+            result.aggregated + counted.aggregated,
         )
     return result
 
 
-def count(writes: Sequence[PartitionWrite], dead: Sequence[RowKey]) -> Mapping[LedgerKey, Counts]:
-    """The counts that a write adds; `dead` names the rows that became dead letters."""
+def count(
+    writes: Sequence[PartitionWrite], dead: Sequence[RowKey], folded: Sequence[RowKey] = ()
+) -> Mapping[LedgerKey, Counts]:
+    """The counts that a write adds; `dead` names the rows that became dead letters, `folded` those that were only
+    aggregated."""
     counts: defaultdict[LedgerKey, Counts] = defaultdict(Counts)
-    dead_of_record: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for row in sorted(dead):
-        dead_of_record[row.partition, row.offset].append(row.row_number)
+    dead_of_record, folded_of_record = _by_record(dead), _by_record(folded)
     for write in writes:
         for lost in write.lost:
             counted = counts[LedgerKey(lost.project_id, lost.hour)]
@@ -70,22 +77,34 @@ def count(writes: Sequence[PartitionWrite], dead: Sequence[RowKey]) -> Mapping[L
             counted.rejected += lost.rejected
             counted.lost += lost.lost
         for offset, record in write.records:
-            _count_record(record, dead_of_record.get((write.partition, offset), []), counts)
+            key = (write.partition, offset)
+            _count_record(record, dead_of_record.get(key, []), folded_of_record.get(key, []), counts)
     return counts
 
 
-def _count_record(record: LogRecord, dead: list[int], counts: defaultdict[LedgerKey, Counts]) -> None:
-    """`dead` holds row numbers in ascending order."""
+def _by_record(rows: Sequence[RowKey]) -> Mapping[tuple[int, int], list[int]]:
+    """Row numbers in ascending order."""
+    found: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for partition, offset, row_number in sorted(rows):
+        found[partition, offset].append(row_number)
+    return found
+
+
+def _count_record(
+    record: LogRecord, dead: list[int], folded: list[int], counts: defaultdict[LedgerKey, Counts]
+) -> None:
     start = 0
     for batch in record.batches:
         for segment, duplicate in zip(batch.segments, _duplicates(batch), strict=True):
             end = start + segment.events
             dead_lettered = bisect_left(dead, end) - bisect_left(dead, start)
+            aggregated = bisect_left(folded, end) - bisect_left(folded, start)
             counted = counts[LedgerKey(segment.project_id, segment.hour)]
             counted.received += segment.events + segment.rejected
-            counted.stored += segment.events - duplicate - dead_lettered
+            counted.stored += segment.events - duplicate - dead_lettered - aggregated
             counted.duplicate += duplicate
             counted.dead_lettered += dead_lettered
+            counted.aggregated += aggregated
             counted.rejected += segment.rejected
             start = end
 

@@ -4,12 +4,16 @@ Nothing is durable. Its knobs make the failures that a test needs: `fail_next`, 
 `capacity_bytes`.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from storage.errors import Fenced, LogLost, Unavailable
+from storage.log_tail import Records, TailRead, without_hole
 from storage.partition_log import Append, AppendOutcome, IdsEntry, LogState
+
+_LOOK_AGAIN_S = 0.001
 
 
 def wall_clock_ms() -> int:
@@ -133,6 +137,29 @@ class MemoryLog:
         records = sorted(held.records.items()) if held else []
         return [(offset, record) for offset, record in records if offset >= from_offset][:max_records]
 
+    async def tail(self, from_offsets: Mapping[int, int], *, block_ms: int, max_records: int) -> TailRead:
+        """As `storage.log_tail.Tail.read`."""
+        until = time.monotonic() + block_ms / 1000
+        while True:
+            self._require_available()
+            found = self._tail(from_offsets, max(1, max_records // max(1, len(from_offsets))))
+            if found.records or found.gaps or time.monotonic() >= until:
+                return found
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+    def _tail(self, from_offsets: Mapping[int, int], count: int) -> TailRead:
+        records: dict[int, Records] = {}
+        gaps = []
+        for partition, wanted in from_offsets.items():
+            held = self._partitions.get(partition)
+            entries = sorted(held.records.items()) if held else []
+            kept = without_hole([entry for entry in entries if entry[0] >= wanted][:count], wanted)
+            if kept:
+                records[partition] = kept
+            elif (held.next_offset if held else 0) != wanted:
+                gaps.append(partition)
+        return TailRead(records, sorted(gaps))
+
     async def read_ids(self, partition: int) -> AsyncIterator[IdsEntry]:
         self._require_available()
         held = self._partitions.get(partition)
@@ -159,3 +186,16 @@ class MemoryLog:
 
     def _held_bytes(self) -> int:
         return sum(held.resident_bytes for held in self._partitions.values())
+
+
+class MemoryTail:
+    """`storage.log_tail.Tail` over a `MemoryLog`."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+
+    async def read(self, from_offsets: Mapping[int, int], *, block_ms: int, max_records: int) -> TailRead:
+        return await self._log.tail(from_offsets, block_ms=block_ms, max_records=max_records)
+
+    async def close(self) -> None:
+        """There is nothing to close."""

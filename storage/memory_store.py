@@ -1,11 +1,13 @@
 """The fake of the event store for unit tests; it passes the same contract suite as `PostgresStore`."""
 
+import copy
 import json
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+from storage.aggregated import AggregatedRecord, Fold, RecordKey, store_all
 from storage.copy_format import gather
 from storage.errors import Fenced, Unavailable
 from storage.event_batch import COLUMNS
@@ -16,14 +18,19 @@ _CHUNK = 1000
 
 
 class MemoryStore:
-    """What was committed can be looked at: `rows`, `dead_letters`, `ledger`, `writes`."""
+    """What was committed can be looked at: `rows`, `records`, `dead_letters`, `ledger`, `writes`."""
 
-    def __init__(self, *, clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+    def __init__(
+        self, *, clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000, fold: Fold = store_all
+    ) -> None:
         self._clock_ms = clock_ms
+        self._fold = fold
         self._checkpoints: dict[int, Checkpoint] = {}
         self._failures: list[bool] = []
         self.rows: list[dict[str, Any]] = []
         """Stored events: the columns of `COLUMNS`, partition_id, log_offset, row_number, stored_ms."""
+        self.records: dict[RecordKey, AggregatedRecord] = {}
+        """What was only aggregated."""
         self.dead_letters: dict[RowKey, dict[str, Any]] = {}
         self.ledger: defaultdict[LedgerKey, Counts] = defaultdict(Counts)
         self.writes: list[Sequence[PartitionWrite]] = []
@@ -58,17 +65,24 @@ class MemoryStore:
                 raise Fenced(f"partition {write.partition} has {self._checkpoint(write.partition)}")
         stored: list[dict[str, Any]] = []
         dead: dict[RowKey, dict[str, Any]] = {}
-        for row in gather(writes).to_pylist():
+        folded = self._fold(gather(writes))
+        for row in folded.rows.to_pylist():
             if _can_be_stored(row):
                 stored.append(row | {"stored_ms": self._clock_ms()})
             else:
                 dead[RowKey(row["partition_id"], row["log_offset"], row["row_number"])] = row
         self.rows += stored
+        for name, record in folded.records.items():
+            if name in self.records:
+                self.records[name].merge(record)
+            else:
+                self.records[name] = copy.copy(record)
+                self.records[name].aggregate = record.aggregate.copy()
         self.dead_letters |= dead
         for write in writes:
             self._checkpoints[write.partition] = Checkpoint(write.partition, write.epoch, write.next_offset)
         self.writes.append(writes)
-        counts = count(writes, list(dead))
+        counts = count(writes, list(dead), folded.folded)
         for key, added in counts.items():
             self.ledger[key].add(added)
         return total(counts.values())

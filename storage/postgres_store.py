@@ -1,6 +1,7 @@
 """The event store in PostgreSQL. The law is `storage.event_store`'s.
 
-A write is one transaction: lock and compare the checkpoints, COPY, dead letters, ledger, move the checkpoints.
+A write is one transaction: lock and compare the checkpoints, COPY, dead letters, records of what is only aggregated,
+late days, ledger, move the checkpoints.
 The locked checkpoint row is the fence (FN-1): a newer owner's `claim` changes it before or waits for it, so
 that of two owners one at most commits. A claim does not wait for long: it ends the sessions that hold the row.
 """
@@ -9,15 +10,16 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-import pyarrow as pa
-
 from config.settings import StoreSettings
+from storage.aggregated import Fold, Folded, store_all
 from storage.copy_format import gather
 from storage.dead_letters import MissingDay, Poison, RowsRefused, copy_rows, insert_dead_letters, split_poison
 from storage.errors import Fenced
 from storage.event_store import Checkpoint, PartitionWrite, StoredId, WriteResult
+from storage.late_marks import LateDays, late_days
 from storage.ledger_counts import COUNTED, count, total
 from storage.postgres import Connection, Postgres
+from storage.postgres_aggregated import merge_records
 from storage.statements import statement
 
 SINK = "event_store"
@@ -28,6 +30,7 @@ _MOVE_CHECKPOINTS = statement("move_checkpoints")
 _CLAIM_CHECKPOINT = statement("claim_checkpoint")
 _END_BLOCKERS = statement("end_blockers")
 _ADD_TO_LEDGER = statement("add_to_ledger")
+_MARK_LATE_DAYS = statement("mark_late_days")
 _ADD_DAYS = statement("add_days")
 _SUMMARISE_LOOKUP = statement("summarise_lookup")
 _DAYS_SINCE = statement("days_since")
@@ -42,9 +45,17 @@ _log = logging.getLogger(__name__)
 
 
 class PostgresStore:
-    """`storage.event_store.EventStore` over PostgreSQL; connects when first used. `owner` names its sessions."""
+    """`storage.event_store.EventStore` over PostgreSQL; connects when first used. `owner` names its sessions.
 
-    def __init__(self, settings: StoreSettings, *, owner: str) -> None:
+    With `lateness_s` (`storage.window_key.lateness_s`), the days of stored events that are too late for any window are
+    marked to be recomputed, see `storage.rollups`. `fold` takes out the events that are only aggregated.
+    """
+
+    def __init__(
+        self, settings: StoreSettings, *, owner: str, lateness_s: float | None = None, fold: Fold = store_all
+    ) -> None:
+        self._lateness_s = lateness_s
+        self._fold = fold
         self._postgres = Postgres(
             settings.postgres_url,
             owner=owner,
@@ -86,32 +97,41 @@ class PostgresStore:
 
     async def write(self, writes: Sequence[PartitionWrite]) -> WriteResult:
         # Beside the event loop: for the time of a large write it would answer no append.
-        rows = await asyncio.to_thread(gather, writes)
+        folded, marks = await asyncio.to_thread(self._prepare, writes)
         try:
-            return await self._write(writes, rows)
+            return await self._write(writes, folded, marks)
         except MissingDay:
             await self._add_days()
-            return await self._write(writes, rows)
+            return await self._write(writes, folded, marks)
 
-    async def _write(self, writes: Sequence[PartitionWrite], rows: pa.RecordBatch) -> WriteResult:
+    def _prepare(self, writes: Sequence[PartitionWrite]) -> tuple[Folded, LateDays | None]:
+        rows = gather(writes)
+        return self._fold(rows), None if self._lateness_s is None else late_days(rows, self._lateness_s)
+
+    async def _write(self, writes: Sequence[PartitionWrite], folded: Folded, marks: LateDays | None) -> WriteResult:
         """Each turn but the last finds at least one poison row."""
         poison: list[Poison] = []
         while True:
             try:
-                return await self._commit(writes, rows, poison)
+                return await self._commit(writes, folded, marks, poison)
             except RowsRefused as refused:
-                rows, found = await split_poison(self._postgres, rows, refused.refusal)
+                rows, found = await split_poison(self._postgres, folded.rows, refused.refusal)
+                folded = folded._replace(rows=rows)
                 poison += found
                 _log.warning("rows became dead letters", extra={"action": "dead_letters", "rows": len(found)})
 
     async def _commit(
-        self, writes: Sequence[PartitionWrite], rows: pa.RecordBatch, poison: Sequence[Poison]
+        self, writes: Sequence[PartitionWrite], folded: Folded, marks: LateDays | None, poison: Sequence[Poison]
     ) -> WriteResult:
         async with self._postgres.transaction() as connection:
             await _lock_checkpoints(connection, writes)
-            await copy_rows(connection, rows)
+            await copy_rows(connection, folded.rows)
             await insert_dead_letters(connection, poison)
-            result = await _add_to_ledger(connection, writes, poison)
+            if folded.records:
+                await merge_records(connection, folded.records)
+            if marks is not None:
+                await connection.execute(_MARK_LATE_DAYS, *marks)
+            result = await _add_to_ledger(connection, writes, poison, folded)
             partitions = [write.partition for write in writes]
             await connection.execute(_MOVE_CHECKPOINTS, SINK, partitions, [write.next_offset for write in writes])
         return result
@@ -155,9 +175,9 @@ async def _lock_checkpoints(connection: Connection, writes: Sequence[PartitionWr
 
 
 async def _add_to_ledger(
-    connection: Connection, writes: Sequence[PartitionWrite], poison: Sequence[Poison]
+    connection: Connection, writes: Sequence[PartitionWrite], poison: Sequence[Poison], folded: Folded
 ) -> WriteResult:
-    counts = count(writes, [refused.key for refused in poison])
+    counts = count(writes, [refused.key for refused in poison], folded.folded)
     if counts:
         columns = [[getattr(counted, name) for counted in counts.values()] for name in COUNTED]
         await connection.execute(

@@ -2,14 +2,18 @@
 
 SQLite in WAL mode with `synchronous=FULL`: a batch is on disk when `put` returns (NL-1). One file a gateway
 worker, so that no two writers meet. Format, version 1 (`PRAGMA user_version`): table `spool(id INTEGER
-PRIMARY KEY, partition, bytes, batch)` with `batch` as in `storage.event_batch.EventBatch`, in order of `id`.
+PRIMARY KEY, partition, bytes, batch)` with `batch` as in `storage.event_batch.EventBatch`, in order of `id`. A batch
+that cannot be read when the file is opened is set aside into table `damaged(id, partition, bytes, batch, reason)`,
+where it stays for whoever can repair it; the others go on.
 
 Not thread safe: all calls come from one thread at a time.
 """
 
+import logging
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -23,6 +27,8 @@ from storage.fingerprint import fingerprint
 SPOOL_VERSION = 1
 _ADOPT_BYTES = 4 * 1024 * 1024
 
+_log = logging.getLogger(__name__)
+
 
 class SpooledBatch(NamedTuple):
     id: int
@@ -34,6 +40,14 @@ class SpooledHour(NamedTuple):
 
     project_id: str
     hour: int
+
+
+class SpoolDepth(NamedTuple):
+    """What waits in a spool, and what of it cannot be read."""
+
+    batches: int
+    bytes: int
+    damaged: int
 
 
 class Spool:
@@ -64,8 +78,30 @@ class Spool:
             " batch BLOB NOT NULL)"
         )
         self._db.execute(f"PRAGMA user_version={SPOOL_VERSION}")
-        for size, raw in self._db.execute("SELECT bytes, batch FROM spool"):
-            self._count(size, decode_batch(raw), sign=1)
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS damaged"
+            " (id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, bytes INTEGER NOT NULL, batch BLOB NOT NULL,"
+            " reason TEXT NOT NULL)"
+        )
+        unreadable: list[tuple[str, int]] = []
+        for row_id, size, raw in self._db.execute("SELECT id, bytes, batch FROM spool"):
+            try:
+                self._count(size, decode_batch(raw), sign=1)
+            except FormatError as error:
+                unreadable.append((str(error), row_id))
+        self._set_aside(unreadable)
+
+    def _set_aside(self, unreadable: Sequence[tuple[str, int]]) -> None:
+        if not unreadable:
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.executemany(
+            "INSERT INTO damaged SELECT id, partition, bytes, batch, ? FROM spool WHERE id = ?", unreadable
+        )
+        self._db.executemany("DELETE FROM spool WHERE id = ?", [(row_id,) for _, row_id in unreadable])
+        self._db.execute("COMMIT")
+        fields = {"action": "spool_damaged", "path": str(self.path), "batches": len(unreadable)}
+        _log.error("batches of the spool cannot be read and were set aside", extra=fields | {"error": unreadable[0][0]})
 
     def put(self, batches: Sequence[EventBatch]) -> None:
         """All of them on disk, or `SpoolFull` and none."""
@@ -102,23 +138,19 @@ class Spool:
             raise Unavailable(f"the spool cannot be read: {error}") from error
         return chosen
 
-    def holds(self, project_id: str, event_id: str) -> bool:
-        """Whether an event is in the spool, by its fingerprint."""
-        wanted = fingerprint(project_id, event_id)
-        for (raw,) in self._db.execute("SELECT batch FROM spool"):
-            if wanted in np.frombuffer(decode_batch(raw).fingerprints, dtype="<u8"):
-                return True
-        return False
-
     def adopt(self, path: Path) -> None:
-        """Take over all of another spool, whose file is then removed. Raises `SpoolFull` and leaves the rest."""
+        """Take over all of another spool. Raises `SpoolFull` and leaves the rest.
+
+        Its file is then removed, unless damaged batches are left in it."""
         other = Spool(path, max_bytes=0)
         partitions = list(other.depth)
         while moved := other.oldest(partitions, max_bytes=_ADOPT_BYTES):
             self.put([spooled.batch for spooled in moved])
             other.remove(moved)
+        [damaged] = other._db.execute("SELECT count(*) FROM damaged").fetchone()
         other.close()
-        path.unlink()
+        if not damaged:
+            path.unlink()
 
     def remove(self, done: Sequence[SpooledBatch]) -> None:
         """Forget batches that are in the log now."""
@@ -155,17 +187,44 @@ class Spool:
 
 
 def read_counts(path: Path) -> tuple[Counter[SpooledHour], Counter[SpooledHour]]:
-    """Events and refused ones in the spool of another process, which may be writing it. Reads all of it."""
+    """Events and refused ones in a spool, whoever writes it. Reads all of it. Raises `Unavailable`."""
     events, rejected = Counter[SpooledHour](), Counter[SpooledHour]()
-    db = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
-    try:
+    for batch in _batches_of(path):
+        for segment in batch.segments:
+            key = SpooledHour(segment.project_id, segment.hour)
+            events[key] += segment.events
+            rejected[key] += segment.rejected
+    return events, rejected
+
+
+def read_depth(path: Path) -> SpoolDepth:
+    """How much is in a spool, whoever writes it. Raises `Unavailable`."""
+    with _read_only(path) as db:
+        batches, size = db.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM spool").fetchone()
+        [damaged] = db.execute("SELECT count(*) FROM damaged").fetchone()
+    return SpoolDepth(batches, size, damaged)
+
+
+def spool_holds(path: Path, project_id: str, event_id: str) -> bool:
+    """Whether an event is in a spool, by its fingerprint. Reads all of it. Raises `Unavailable`."""
+    wanted = fingerprint(project_id, event_id)
+    return any(wanted in np.frombuffer(batch.fingerprints, dtype="<u8") for batch in _batches_of(path))
+
+
+def _batches_of(path: Path) -> Iterator[EventBatch]:
+    with _read_only(path) as db:
         for (raw,) in db.execute("SELECT batch FROM spool"):
-            for segment in decode_batch(raw).segments:
-                key = SpooledHour(segment.project_id, segment.hour)
-                events[key] += segment.events
-                rejected[key] += segment.rejected
-    except sqlite3.Error as error:
+            yield decode_batch(raw)
+
+
+@contextmanager
+def _read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    db: sqlite3.Connection | None = None
+    try:
+        db = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+        yield db
+    except (sqlite3.Error, FormatError) as error:
         raise Unavailable(f"{path} cannot be read: {error}") from error
     finally:
-        db.close()
-    return events, rejected
+        if db is not None:
+            db.close()

@@ -77,7 +77,9 @@ def valkey_url(valkey_server: EmbeddedValkey) -> str:
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSystem]:
     """One system for all tests that need one: starting it takes ten seconds."""
-    running = RunningSystem(tmp_path_factory.mktemp("system") / "data", arguments=("--port", "0"))
+    folder = tmp_path_factory.mktemp("system") / "data"
+    with_dashboard = {"ANALYTICS_ACTORS_DASHBOARD": "true"}
+    running = RunningSystem(folder, arguments=("--port", "0"), environment=with_dashboard)
     try:
         running.start()
         yield running

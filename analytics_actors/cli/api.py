@@ -38,6 +38,9 @@ class Api:
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._call("POST", path, body=body)
 
+    def put(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self._call("PUT", path, body=body)
+
     def delete(self, path: str) -> Any:
         return self._call("DELETE", path)
 
@@ -51,7 +54,7 @@ class Api:
     ) -> Any:
         wanted = {name: value for name, value in (parameters or {}).items() if value is not None}
         try:
-            response = self._client.request(method, path, params=wanted, json=body)
+            response = self._client.request(method, path, params=wanted or None, json=body)
         except httpx.TimeoutException as error:
             raise Failure(f"{self.url} did not answer within {DEADLINE_S:g} s") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:

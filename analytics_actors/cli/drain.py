@@ -39,7 +39,9 @@ def drain(api: Api, timeout_s: float) -> None:
 def waiting_in(status: Mapping[str, Any]) -> str:
     """What is not stored yet, in words; empty when nothing is."""
     parts = [
-        f"spool of gateway {g['worker']}: {g['spoolBatches']} batches" for g in status["gateways"] if g["spoolBatches"]
+        spool.get("trouble") or f"{spool['spool']}: {spool['batches']} batches"
+        for spool in status["spools"]
+        if spool["batches"] or "trouble" in spool
     ]
     if not status["shards"]:
         parts.append("the shards cannot be asked")

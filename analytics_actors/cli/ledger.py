@@ -9,7 +9,7 @@ from analytics_actors.cli.failure import Failure
 from analytics_actors.cli.output import print_json, print_table
 from analytics_actors.cli.server_options import json_option, server_options
 
-_COUNTS = ["received", "stored", "duplicate", "deadLettered", "rejected", "lost", "pending"]
+_COUNTS = ["received", "stored", "duplicate", "deadLettered", "rejected", "lost", "aggregated", "pending"]
 
 
 @click.command()
@@ -22,7 +22,8 @@ _COUNTS = ["received", "stored", "duplicate", "deadLettered", "rejected", "lost"
 def ledger(
     api: Api, project: str | None, start_time: str | None, end_time: str | None, check: bool, as_json: bool
 ) -> None:
-    """Show what became of the events received: stored, duplicate, dead-lettered, rejected, lost or pending.
+    """Show what became of the events received: stored, duplicate, dead-lettered, rejected, lost,
+    aggregated or pending.
 
     \b
     Examples:

@@ -30,7 +30,10 @@ def status(api: Api, partitions: bool, as_json: bool) -> None:
     services = [(name, state) for name, state in answer["services"].items()]
     print_table("services", ["service", "state"], services)
     print_table("gateways", _GATEWAY_COLUMNS, [_gateway_row(gateway) for gateway in answer["gateways"]])
+    print_table("spools", _SPOOL_COLUMNS, [_spool_row(spool) for spool in answer["spools"]])
     print_table("shards", _SHARD_COLUMNS, [_shard_row(shard) for shard in answer["shards"]])
+    if batching := answer.get("batching"):
+        print_table("batching", _BATCHING_COLUMNS, [[batching[name] for name in _BATCHING]])
     if partitions:
         print_table("partitions", _PARTITION_COLUMNS, _partition_rows(answer["shards"]))
     for shard in answer["shards"]:
@@ -38,21 +41,33 @@ def status(api: Api, partitions: bool, as_json: bool) -> None:
             click.echo(f"shard {shard['shard']} waits: {trouble}")
 
 
-_GATEWAY_COLUMNS = ["#worker", "#pid", "#up s", "in flight", "spooled", "#spooled batches"]
+_GATEWAY_COLUMNS = ["#worker", "#pid", "#up s", "in flight", "lanes"]
+_SPOOL_COLUMNS = ["spool", "#batches", "size", "#damaged", "trouble"]
 _SHARD_COLUMNS = ["#shard", "state", "#pid", "partitions", "#queued", "#lag events", "#lag s", "log", "#restarts"]
+_BATCHING = [
+    *("eventsQueued", "eventsProcessed", "eventsAggregated", "eventsDropped", "eventsSampled", "batchesProcessed"),
+    *("averageBatchSize", "databaseWrites", "writeReductionPercent"),
+]
+_BATCHING_COLUMNS = [
+    *("#queued", "#processed", "#aggregated", "#dropped", "#sampled", "#batches", "#events a batch", "#writes"),
+    "#fewer writes %",
+]
 _PARTITION_COLUMNS = ["#partition", "#shard", "state", "#epoch", "#next offset", "#checkpoint", "#lag events"]
 
 
 def _gateway_row(gateway: Mapping[str, Any]) -> Sequence[Any]:
-    inflight, spooled = bytes_text(gateway["inflightBytes"]), bytes_text(gateway["spoolBytes"])
+    lanes = " ".join(gateway["lanes"])
     return (
         gateway["worker"],
         str(gateway["pid"]),
         gateway["uptimeSeconds"],
-        inflight,
-        spooled,
-        gateway["spoolBatches"],
+        bytes_text(gateway["inflightBytes"]),
+        lanes,
     )
+
+
+def _spool_row(spool: Mapping[str, Any]) -> Sequence[Any]:
+    return (spool["spool"], spool["batches"], bytes_text(spool["bytes"]), spool["damaged"], spool.get("trouble", ""))
 
 
 def _shard_row(shard: Mapping[str, Any]) -> Sequence[Any]:

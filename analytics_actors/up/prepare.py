@@ -20,7 +20,9 @@ from analytics_actors.up.connection import Connection, Prepared
 from config.settings import Settings
 from storage.errors import Misconfigured, NotFound, StorageError
 from storage.key_text import KeyKind, hash_key
+from storage.metric_definitions import default_metrics
 from storage.migrate import migrate
+from storage.patterns import PatternSettings, check_pattern_settings
 from storage.postgres import Postgres
 from storage.redis_log import RedisLog
 from storage.registry import FIRST_PROJECT, Registry
@@ -28,6 +30,7 @@ from storage.registry import FIRST_PROJECT, Registry
 
 async def prepare(settings: Settings, kept: Connection | None) -> Prepared:
     """Raises `StorageError` when a service is away or must be refused."""
+    _check_metrics(settings)
     await _check_log(settings)
     applied = await migrate(settings.store.postgres_url, connect_timeout_s=settings.store.connect_timeout_s)
     postgres = Postgres(settings.store.postgres_url, owner="analytics-actors up", pool_size=1, deadline_s=30.0)
@@ -43,6 +46,15 @@ async def prepare(settings: Settings, kept: Connection | None) -> Prepared:
         return Prepared(project_id, write_key, read_key, admin_key, applied, is_new=False)
     finally:
         await postgres.close()
+
+
+def _check_metrics(settings: Settings) -> None:
+    """Here, where somebody reads it, and not in each process that will use them."""
+    try:
+        for definition in default_metrics(settings.windows):
+            check_pattern_settings(msgspec.convert(definition.patterns, PatternSettings))
+    except ValueError as error:
+        raise Misconfigured(str(error)) from error
 
 
 async def _check_log(settings: Settings) -> None:

@@ -22,7 +22,7 @@ Time = Annotated[datetime, Meta(tz=True, description="RFC 3339 with Z or an offs
 
 
 class Counts(msgspec.Struct, rename="camel", kw_only=True):
-    """received = stored + duplicate + deadLettered + rejected + lost + pending"""
+    """received = stored + duplicate + deadLettered + rejected + lost + aggregated + pending"""
 
     received: int = 0
     stored: int = 0
@@ -30,11 +30,12 @@ class Counts(msgspec.Struct, rename="camel", kw_only=True):
     dead_lettered: int = 0
     rejected: int = 0
     lost: int = 0
+    aggregated: int = 0
     pending: int = 0
 
     def balances(self) -> bool:
-        parts = self.stored + self.duplicate + self.dead_lettered + self.rejected + self.lost + self.pending
-        return self.received == parts
+        kept = self.stored + self.aggregated + self.pending
+        return self.received == kept + self.duplicate + self.dead_lettered + self.rejected + self.lost
 
 
 class Hour(Counts, rename="camel", kw_only=True):
@@ -79,8 +80,9 @@ class LedgerCheck(msgspec.Struct):
 async def show_ledger(call: Call) -> Answer:
     query: LedgerQuery = call.query
     project_id = call.project(query.project_id)
-    stored = await call.services.ledger.hours(project_id, start=query.start_time, end=query.end_time)
+    # In this order: what is stored meanwhile is told twice for a moment, rather than in neither, as if it were lost.
     pending = await call.services.status.pending(project_id)
+    stored = await call.services.ledger.hours(project_id, start=query.start_time, end=query.end_time)
     hours = merge(stored, pending.hours, start=query.start_time, end=query.end_time)
     totals = Counts(**{name: sum(getattr(hour, name) for hour in hours) for name in Counts.__struct_fields__})
     balanced = all(hour.balances() for hour in hours)
@@ -108,6 +110,7 @@ def merge(
             dead_lettered=row.dead_lettered,
             rejected=row.rejected,
             lost=row.lost,
+            aggregated=row.aggregated,
         )
         for row in stored
     }

@@ -185,5 +185,162 @@ CREATE TABLE ledger (
     dead_lettered bigint NOT NULL DEFAULT 0,
     rejected bigint NOT NULL DEFAULT 0,
     lost bigint NOT NULL DEFAULT 0,
+    aggregated bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (project_id, hour)
+) WITH (fillfactor = 70);
+
+-- Windows: roll-ups of what was counted, days that must be counted again, definitions of metrics.
+
+-- One row a window and group. `dimensions` is for people; dimensions_hash names the group (0: all events), and
+-- dimension_names keeps the order of the definition, which jsonb does not. `value` is what the metric's aggregation
+-- makes of the row. Sums are exact. `sketches` (storage/aggregate.py) only where there is a unique count or a
+-- percentile; EXTERNAL, because hashes and registers do not get smaller by compressing.
+-- (epoch, next_offset) is how far the partition's log was counted: an older pair changes nothing (FN-1, CK-1).
+-- A recomputed row holds events that came too late for any window: no window may replace it, see storage/rollups.py.
+CREATE TABLE metric_aggregates (
+    "timestamp" timestamptz NOT NULL,
+    dimensions_hash bigint NOT NULL,
+    count bigint NOT NULL,
+    minimum double precision,
+    maximum double precision,
+    epoch bigint NOT NULL,
+    next_offset bigint NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    recomputed boolean NOT NULL DEFAULT false,
+    project_id varchar(100) COLLATE "C" NOT NULL,
+    metric_name varchar(100) COLLATE "C" NOT NULL,
+    metric_type varchar(20) COLLATE "C" NOT NULL,
+    time_granularity varchar(10) COLLATE "C" NOT NULL CHECK (time_granularity IN ('minute', 'hour', 'day')),
+    value numeric,
+    sum numeric,
+    dimensions jsonb NOT NULL,
+    dimension_names text[] NOT NULL,
+    sketches bytea STORAGE EXTERNAL,
+    PRIMARY KEY (project_id, metric_name, time_granularity, "timestamp", dimensions_hash)
+) WITH (fillfactor = 85);
+
+-- Who recomputed a day last: an owner of an older epoch does not put back what it had read before.
+CREATE TABLE recomputed_days (
+    project_id varchar(100) COLLATE "C" NOT NULL,
+    day date NOT NULL,
+    epoch bigint NOT NULL,
+    recomputed_at timestamptz NOT NULL,
+    PRIMARY KEY (project_id, day)
+);
+
+-- UTC days of event time that hold events which no window counted, marked by the transaction that stores them.
+-- Each mark has a new version, so that a mark is taken away only by who has read what it stands for.
+CREATE SEQUENCE late_day_versions;
+
+CREATE TABLE late_days (
+    project_id varchar(100) COLLATE "C" NOT NULL,
+    day date NOT NULL,
+    partition_id smallint NOT NULL,
+    version bigint NOT NULL,
+    first_marked timestamptz NOT NULL,
+    last_marked timestamptz NOT NULL,
+    PRIMARY KEY (project_id, day)
+) WITH (fillfactor = 50);
+
+-- Metrics that users define. A version is never used twice, also not by a metric that is deleted and made again.
+-- changed_by is the transaction that last wrote the row: see storage/metric_registry.py, changes_since.
+CREATE SEQUENCE metric_definition_versions;
+
+CREATE TABLE metric_definitions (
+    project_id text COLLATE "C" NOT NULL REFERENCES projects,
+    name varchar(100) COLLATE "C" NOT NULL,
+    definition jsonb NOT NULL,
+    version bigint NOT NULL DEFAULT nextval('metric_definition_versions'),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    deleted_at timestamptz,
+    changed_by xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    PRIMARY KEY (project_id, name)
+);
+
+CREATE INDEX metric_definitions_changed ON metric_definitions (changed_by);
+
+-- Patterns: what was detected in metrics, its delivery to webhooks, and how far each metric was judged.
+
+-- pattern_id is a hash of project, metric, kind, window and dimensions, so that the same pattern found twice is one row.
+-- A pending delivery is attempted when next_attempt_at has come, which every attempt moves on before it is made: who
+-- crashes in an attempt has it made again.
+CREATE TABLE patterns (
+    pattern_id uuid PRIMARY KEY,
+    window_start timestamptz NOT NULL,
+    detected_at timestamptz NOT NULL,
+    value double precision NOT NULL,
+    mean double precision NOT NULL,
+    expected double precision NOT NULL,
+    sigmas double precision NOT NULL,
+    events bigint NOT NULL,
+    windows integer NOT NULL,
+    seasonal boolean NOT NULL,
+    project_id varchar(100) COLLATE "C" NOT NULL,
+    metric_name varchar(100) COLLATE "C" NOT NULL,
+    kind varchar(20) COLLATE "C" NOT NULL CHECK (kind IN ('spike', 'drop', 'anomaly', 'trend')),
+    direction varchar(10) COLLATE "C" NOT NULL CHECK (direction IN ('up', 'down')),
+    window_size varchar(10) COLLATE "C" NOT NULL CHECK (window_size IN ('1m', '5m', '1h')),
+    dimensions jsonb NOT NULL,
+    delivery varchar(20) COLLATE "C" NOT NULL CHECK (delivery IN ('none', 'pending', 'delivered', 'failed')),
+    webhook_url text,
+    attempts integer NOT NULL DEFAULT 0,
+    next_attempt_at timestamptz,
+    delivered_at timestamptz,
+    last_error text,
+    CHECK ((delivery = 'none') = (webhook_url IS NULL))
+) WITH (fillfactor = 90);
+
+CREATE INDEX patterns_newest ON patterns (project_id, window_start, pattern_id);
+CREATE INDEX patterns_pending ON patterns (next_attempt_at) WHERE delivery = 'pending';
+
+-- The detector of a metric: windows before next_start were judged. Never moved back.
+CREATE TABLE pattern_states (
+    project_id varchar(100) COLLATE "C" NOT NULL,
+    metric_name varchar(100) COLLATE "C" NOT NULL,
+    next_start timestamptz NOT NULL,
+    state jsonb NOT NULL,
+    PRIMARY KEY (project_id, metric_name)
+) WITH (fillfactor = 50);
+
+-- What a project's webhooks are signed with. It must be known to sign, so it cannot be kept as a hash.
+CREATE TABLE webhook_secrets (
+    project_id text COLLATE "C" PRIMARY KEY REFERENCES projects,
+    secret bytea NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Aggregate-only events: one record a minute, event type and group of their metric, instead of their rows.
+
+-- Written by the transaction that moves the checkpoint, merged in Python; `state` (storage/aggregate.py) is what later
+-- events of the minute are merged into, the numbers before it are for people and their tools. `events` is all events,
+-- `count` those with a value. Late ones (too late for any window) and those of another form of the definition (`shape`)
+-- have records of their own. [first_offset, next_offset): where in the partition's log the events are.
+CREATE TABLE aggregated_events (
+    minute timestamptz NOT NULL,
+    received_at timestamptz NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    shape bigint NOT NULL,
+    dimensions_hash bigint NOT NULL,
+    first_offset bigint NOT NULL,
+    next_offset bigint NOT NULL,
+    events bigint NOT NULL,
+    count bigint NOT NULL,
+    unique_count bigint,
+    minimum double precision,
+    maximum double precision,
+    mean double precision,
+    p50 double precision,
+    p90 double precision,
+    p95 double precision,
+    p99 double precision,
+    partition_id smallint NOT NULL,
+    late boolean NOT NULL,
+    project_id varchar(100) COLLATE "C" NOT NULL,
+    metric_name varchar(100) COLLATE "C" NOT NULL,
+    event_type varchar(100) COLLATE "C" NOT NULL,
+    sum numeric,
+    dimensions jsonb NOT NULL,
+    dimension_names text[] NOT NULL,
+    state bytea STORAGE EXTERNAL NOT NULL,
+    PRIMARY KEY (project_id, minute, metric_name, event_type, shape, late, dimensions_hash)
 ) WITH (fillfactor = 70);

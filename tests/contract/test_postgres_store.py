@@ -291,3 +291,91 @@ async def test_recent_ids_come_from_all_pages_of_all_days(
     hour_ago_ms = int((datetime.now(UTC) - timedelta(hours=1)).timestamp() * 1000)
     recent = [stored.event_id async for chunk in store.recent_ids([0], since_ms=hour_ago_ms) for stored in chunk]
     assert len(recent) == 1000 and "old" not in recent
+
+
+LATENESS_S = 22 * 3600.0
+
+
+@pytest.fixture
+async def marking_store(store: PostgresStore, postgres_url: str) -> AsyncIterator[PostgresStore]:
+    settings = StoreSettings(postgres_url=postgres_url, write_timeout_seconds=10.0)
+    made = PostgresStore(settings, owner="marking", lateness_s=LATENESS_S)
+    yield made
+    await made.close()
+
+
+async def _marks(connection: Connection) -> list[tuple[str, str, int]]:
+    rows = await connection.fetch("SELECT project_id, day, partition_id FROM late_days ORDER BY 1, 2")
+    return [(row["project_id"], f"{row['day']}", row["partition_id"]) for row in rows]
+
+
+async def test_days_of_events_too_late_for_windows_are_marked(
+    marking_store: PostgresStore, connection: Connection
+) -> None:
+    received = datetime(2026, 5, 10, 12, tzinfo=UTC)
+    limit = timedelta(seconds=LATENESS_S)
+    times = {
+        "in time": received - limit,
+        "too late": received - limit - timedelta(microseconds=1),
+        "ahead": received + timedelta(hours=20),
+        "old": datetime(2019, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+        "old too": datetime(2019, 12, 31, tzinfo=UTC),
+        "older than 1970": datetime(1969, 12, 31, 23, tzinfo=UTC),
+    }
+    events = [event(name, received_at=received, timestamp=time) for name, time in times.items()]
+    other = event("x", project_id="zoo", received_at=received, timestamp=times["old"])
+    bad = event("bad", received_at=received, timestamp=datetime(2018, 1, 1, tzinfo=UTC), properties='"\\u0000"')
+    await marking_store.write([write(record(batch(other, *events, bad)))])
+    assert await _marks(connection) == [
+        ("shop", "1969-12-31", 0),
+        # Of the row that became a dead letter: to count a day again for nothing is harmless.
+        ("shop", "2018-01-01", 0),
+        ("shop", "2019-12-31", 0),
+        ("shop", "2026-05-09", 0),
+        ("zoo", "2019-12-31", 0),
+    ]
+
+
+async def test_a_mark_is_renewed_by_every_write(marking_store: PostgresStore, connection: Connection) -> None:
+    then = datetime(2019, 12, 31, tzinfo=UTC)
+    marks = []
+    for number in range(2):
+        await marking_store.write([write(record(batch(event(f"{number}", timestamp=then))), first=number)])
+        marks += await connection.fetch("SELECT version, first_marked, last_marked FROM late_days")
+    first, second = marks
+    assert first["version"] != second["version"]
+    assert first["first_marked"] == second["first_marked"] < second["last_marked"]
+
+
+async def test_marks_come_and_go_with_their_transaction(marking_store: PostgresStore, connection: Connection) -> None:
+    late = event("a", timestamp=datetime(2019, 12, 31, tzinfo=UTC))
+    with pytest.raises(Fenced):
+        await marking_store.write([write(record(batch(late)), epoch=9)])
+    assert await _marks(connection) == []
+
+
+async def test_writers_of_the_same_late_days_do_not_block_each_other_for_ever(
+    marking_store: PostgresStore, connection: Connection
+) -> None:
+    """Projects of two partitions, in opposite order."""
+    await marking_store.claim(1, epoch=1)
+    then = datetime(2019, 12, 31, tzinfo=UTC)
+    days = [then - timedelta(days=n) for n in range(200)]
+
+    async def write_all(partition: int, order: int) -> None:
+        for number in range(5):
+            events = [
+                event(f"{project}{day}", project_id=project, timestamp=day)
+                for project in ("a", "b")[::order]
+                for day in days[::order]
+            ]
+            await marking_store.write([write(record(batch(*events)), partition=partition, first=number)])
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(write_all(0, 1), write_all(1, -1))
+    assert len(await _marks(connection)) == 400
+
+
+async def test_without_a_lateness_nothing_is_marked(store: PostgresStore, connection: Connection) -> None:
+    await store.write([write(record(batch(event("a", timestamp=datetime(2019, 12, 31, tzinfo=UTC)))))])
+    assert await _marks(connection) == []

@@ -1,100 +1,277 @@
-"""The main job on real input: five data sets, thousands of projects, rows out of order, repeated, years old.
-
-The sets lie beside the project (`../shared/data`, with the exact answers); without them the sample that the
-project ships is loaded, and the answers are counted here.
+"""The main job, and its metrics, on real input: five data sets, thousands of projects, rows out of order, repeated,
+years old. They are loaded once in the files' order and once shuffled, at the same time; all tests ask what came of it.
 """
 
 import asyncio
-import gzip
-import json
 import random
+import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx
 import pytest
 
+from storage.aggregate import Aggregate, decode_aggregate
+from storage.unique_sketch import EXACT_LIMIT, RELATIVE_ERROR
+from tests.data_sets import DataSet, data_sets, read_rows
+from tests.metric_client import MetricClient, cells_of, seconds
 from tests.system import Client, RunningSystem
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-SAMPLE = Path(__file__).parents[1] / "samples" / "real_events.ndjson"
 
 pytestmark = pytest.mark.timeout(400)
 
+SETS = data_sets()
+DEFINED_BEFORE = ("github-events", "wikipedia-edits")
+"""Sets whose sums are defined before they are loaded; those of the others afterwards, with a backfill."""
+RECOMPUTED_WITHIN_S = 120.0
 
-def data_files() -> list[Path]:
-    return sorted(SHARED.glob("*.ndjson.gz")) or [SAMPLE]
+Cells = dict[tuple[str, str], Any]
+"""By hour and event type."""
 
 
-def read_rows(path: Path) -> list[str]:
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return text.decode().splitlines()
+class Project(MetricClient):
+    """One of the sets' projects, asked with the system's admin key."""
+
+    def __init__(self, system: RunningSystem, project: str) -> None:
+        super().__init__(system, project)
+
+    def per_hour_and_type(self, metric: str, hours: Iterable[str]) -> dict[str, Any]:
+        begins = sorted(map(seconds, hours))
+        return self.metric(
+            metric,
+            startTime=begins[0],
+            endTime=begins[-1] + 3600,
+            granularity="hour",
+            groupBy="eventType",
+            fill="none",
+        )
 
 
-def expected_counts(files: list[Path]) -> tuple[Counter[str], Counter[str]]:
-    """Distinct events by project and by type: from the sets' own answers, or counted."""
+@pytest.fixture(scope="module")
+def loaded(system: RunningSystem, tmp_path_factory: pytest.TempPathFactory) -> RunningSystem:
+    """The system with all sets in it, nothing on its way."""
+    system.wait_healthy()
+    lines = [line for data in SETS for line in read_rows(data.path)]
+    random.Random(7).shuffle(lines)
+    shuffled = tmp_path_factory.mktemp("rows") / "shuffled.ndjson"
+    shuffled.write_text("\n".join(lines) + "\n")
+    for project, definitions in projects_of(system, lambda data: data.name in DEFINED_BEFORE):
+        create(project)
+        define(project, definitions)
+    with ThreadPoolExecutor(2) as threads:
+        for done in threads.map(lambda files: load(system, files), ([data.path for data in SETS], [shuffled])):
+            assert '"rejected": 0' in done, done
+    system.cli("drain", timeout_s=120)
+    return system
+
+
+@pytest.fixture(scope="module")
+def counted(loaded: RunningSystem) -> RunningSystem:
+    """All days were counted, those of the backfills too."""
+    for project, definitions in projects_of(loaded, lambda data: data.name not in DEFINED_BEFORE):
+        define(project, definitions)
+        project.backfill(definitions[0]["name"])
+    began = time.monotonic()
+    while left := asyncio.run(loaded.sql("SELECT count(*) AS days FROM late_days"))[0]["days"]:
+        assert time.monotonic() < began + RECOMPUTED_WITHIN_S, f"{left} days are left: {loaded.aggregators()}"
+        time.sleep(0.5)
+    print(f"counted after {time.monotonic() - began:.1f} s")
+    return loaded
+
+
+def projects_of(
+    system: RunningSystem, wanted: Callable[[DataSet], bool]
+) -> Iterator[tuple[Project, list[dict[str, Any]]]]:
+    for data in filter(wanted, SETS):
+        for name in data.defined:
+            yield Project(system, name), data.definitions
+
+
+def create(project: Project) -> None:
+    made = httpx.post(
+        f"{project.system.url}/v1/projects", headers=project.admin(), json={"projectId": project.project}, timeout=10
+    )
+    assert made.status_code == 201, made.text
+
+
+def define(project: Project, definitions: list[dict[str, Any]]) -> None:
+    for definition in definitions:
+        project.define(definition, wait=False)
+
+
+def load(system: RunningSystem, files: list[Path]) -> str:
+    return system.cli("load", *map(str, files), "--by-project", "--json", timeout_s=300).stdout
+
+
+async def test_every_event_is_stored_once(loaded: RunningSystem) -> None:
     projects: Counter[str] = Counter()
     types: Counter[str] = Counter()
-    for path in files:
-        answers = path.with_name(path.name.replace(".ndjson.gz", ".expected.json"))
-        if path.suffix == ".gz":
-            known = json.loads(answers.read_text())
-            projects.update(known["eventsPerProject"])
-            types.update(known["eventsPerType"])
-        else:
-            events = {(row["projectId"], row["eventId"]): row for row in map(json.loads, read_rows(path))}
-            projects.update(row["projectId"] for row in events.values())
-            types.update(row["eventType"] for row in events.values())
-    return projects, types
-
-
-async def stored_counts(system: RunningSystem, projects: list[str]) -> tuple[Counter[str], Counter[str]]:
-    connection = await asyncpg.connect(system.connection["postgres_url"])
-    try:
-        rows = await connection.fetch(
-            "SELECT project_id, event_type, count(*) AS events FROM events_log"
-            " WHERE project_id = ANY($1) GROUP BY project_id, event_type",
-            projects,
-        )
-    finally:
-        await connection.close()
-    by_project: Counter[str] = Counter()
-    by_type: Counter[str] = Counter()
+    for data in SETS:
+        projects.update(data.answers["eventsPerProject"])
+        types.update(data.answers["eventsPerType"])
+    rows = await loaded.sql(
+        "SELECT project_id, event_type, count(*) AS events FROM events_log"
+        " WHERE project_id = ANY($1) GROUP BY project_id, event_type",
+        list(projects),
+    )
+    stored_projects: Counter[str] = Counter()
+    stored_types: Counter[str] = Counter()
     for row in rows:
-        by_project[row["project_id"]] += row["events"]
-        by_type[row["event_type"]] += row["events"]
-    return by_project, by_type
-
-
-async def load(system: RunningSystem, files: list[Path]) -> dict[str, Any]:
-    arguments = ["load", *map(str, files), "--by-project", "--json"]
-    done = await asyncio.to_thread(lambda: system.cli(*arguments, timeout_s=300))
-    summary: dict[str, Any] = json.loads(done.stdout)
-    return summary
-
-
-async def test_real_data_twice_at_once_and_shuffled(system: RunningSystem, tmp_path: Path) -> None:
-    """One load in the files' order and one of the same rows shuffled, at the same time."""
-    system.wait_healthy()
-    files = data_files()
-    lines = [line for path in files for line in read_rows(path)]
-    random.Random(7).shuffle(lines)
-    shuffled = tmp_path / "shuffled.ndjson"
-    shuffled.write_text("\n".join(lines) + "\n")
-    summaries = await asyncio.gather(load(system, files), load(system, [shuffled]))
-    for summary in summaries:
-        assert summary["rejected"] == 0, summary
-    await asyncio.to_thread(lambda: system.cli("drain", timeout_s=120))
-    projects, types = expected_counts(files)
-    stored_projects, stored_types = await stored_counts(system, list(projects))
+        stored_projects[row["project_id"]] += row["events"]
+        stored_types[row["event_type"]] += row["events"]
     assert stored_projects == projects
     assert stored_types == types
     check = await asyncio.to_thread(
-        lambda: httpx.get(f"{system.url}/v1/ledger/check", headers=Client(system).admin(), timeout=60)
+        lambda: httpx.get(f"{loaded.url}/v1/ledger/check", headers=Client(loaded).admin(), timeout=60)
     )
     assert check.json() == {"ok": True, "differences": []}
+
+
+@pytest.mark.parametrize("data", SETS, ids=lambda data: data.name)
+async def test_counts_and_sums_of_all_projects(data: DataSet, counted: RunningSystem) -> None:
+    """In the roll-ups: of thousands of projects nobody asks one by one."""
+    answers = data.answers["all"]
+    hours = answers["eventsPerTypePerHour"]
+    found = await rolled_up(counted, data, "events")
+    assert {key: count for key, (count, _) in found.items()} == per_type(hours)
+    if data.defined != data.projects:
+        return
+    for metric, summed in data.sums.items():
+        assert await rolled_up(counted, data, metric) == per_type(answers["sumPerHourPerType"][summed], sum_of)
+
+
+async def rolled_up(system: RunningSystem, data: DataSet, metric: str) -> Cells:
+    rows = await system.sql(
+        'SELECT to_char("timestamp" AT TIME ZONE \'UTC\', \'YYYY-MM-DD"T"HH24:MI:SS"Z"\') AS hour,'
+        " dimensions->>'eventType' AS type, sum(count)::bigint AS count, sum(sum) AS sum FROM metric_aggregates"
+        " WHERE project_id = ANY($1) AND metric_name = $2 AND time_granularity = 'hour' AND dimensions_hash <> 0"
+        " GROUP BY 1, 2",
+        data.projects,
+        metric,
+    )
+    return {(row["hour"], row["type"]): (row["count"], row["sum"]) for row in rows if row["count"]}
+
+
+def per_type(hours: dict[str, dict[str, Any]], read: Callable[[Any], Any] = lambda cell: cell) -> Cells:
+    return {(hour, kind): read(cell) for hour, cells in hours.items() for kind, cell in cells.items()}
+
+
+def sum_of(cell: dict[str, Any]) -> tuple[int, Decimal]:
+    return cell["n"], Decimal(cell["sum"])
+
+
+@pytest.mark.parametrize("data", SETS, ids=lambda data: data.name)
+def test_counts_and_sums_of_the_largest_projects(data: DataSet, counted: RunningSystem) -> None:
+    """As the API answers them."""
+    for name, answers in data.answers["largestProjects"].items():
+        project, hours = Project(counted, name), answers["eventsPerTypePerHour"]
+        events = project.per_hour_and_type("events", hours)
+        assert not events["degraded"]
+        assert [source["source"] for source in events["sources"]] == ["rollups"]
+        assert cells_of(events, ("eventType",)) == in_seconds(per_type(hours)), name
+        for metric, summed in data.sums.items():
+            answer = project.per_hour_and_type(metric, hours)
+            cells = {
+                (seconds(point["timestamp"]), (point["dimensions"]["eventType"],)): (point["count"], point["value"])
+                for point in answer["points"]
+            }
+            assert cells == in_seconds(per_type(answers["sumPerHourPerType"][summed], sum_of)), (name, metric)
+
+
+def in_seconds(cells: Cells) -> dict[tuple[int, tuple[str, ...]], Any]:
+    return {(seconds(hour), (kind,)): value for (hour, kind), value in cells.items()}
+
+
+@pytest.mark.parametrize("data", SETS, ids=lambda data: data.name)
+async def test_unique_users_and_sessions_of_all_projects(data: DataSet, counted: RunningSystem) -> None:
+    """The roll-ups' sketches merged, over projects and from hours to days."""
+    answers = data.answers["all"]
+    hours = await merged(counted, data, "unique_users", "hour")
+    days = await merged(counted, data, "unique_users", "day")
+    check_unique({hour[:13] + ":00:00Z": value for hour, value in hours.items()}, answers["uniqueUsersPerHour"])
+    check_unique({day[:10]: value for day, value in days.items()}, answers["uniqueUsersPerDay"])
+    sessions = await merged(counted, data, "sessions", "day")
+    if "uniqueSessionsPerDay" in answers:
+        check_unique({day[:10]: value for day, value in sessions.items()}, answers["uniqueSessionsPerDay"])
+    from_hours: dict[str, Aggregate] = {}
+    for hour, value in hours.items():
+        from_hours.setdefault(hour[:10], Aggregate()).merge(value)
+    for day, value in days.items():
+        assert from_hours[day[:10]].value("unique") == value.value("unique"), day
+
+
+async def merged(system: RunningSystem, data: DataSet, metric: str, granularity: str) -> dict[str, Aggregate]:
+    rows = await system.sql(
+        'SELECT "timestamp", sketches FROM metric_aggregates WHERE project_id = ANY($1) AND metric_name = $2'
+        " AND time_granularity = $3 AND dimensions_hash = 0",
+        data.projects,
+        metric,
+        granularity,
+    )
+    together: dict[str, Aggregate] = {}
+    for row in rows:
+        together.setdefault(row["timestamp"].isoformat(), Aggregate()).merge(decode_aggregate(row["sketches"]))
+    return {start: value for start, value in together.items() if value.value("unique")}
+
+
+def check_unique(found: dict[str, Aggregate], wanted: dict[str, int]) -> None:
+    assert found.keys() == wanted.keys()
+    for start, value in found.items():
+        assert value.unique is not None
+        assert value.unique.exact == (wanted[start] <= EXACT_LIMIT)
+        assert_unique(value.value("unique"), wanted[start])
+
+
+def assert_unique(found: Any, wanted: int) -> None:
+    """Exact while there are few, within three standard deviations beyond."""
+    if wanted <= EXACT_LIMIT:
+        assert found == wanted
+    else:
+        assert found == pytest.approx(wanted, rel=3 * RELATIVE_ERROR)
+
+
+@pytest.mark.parametrize("data", SETS, ids=lambda data: data.name)
+def test_unique_users_and_sessions_of_the_largest_projects(data: DataSet, counted: RunningSystem) -> None:
+    for name, answers in data.answers["largestProjects"].items():
+        project = Project(counted, name)
+        questions = (
+            ("unique_users", "hour", answers["uniqueUsersPerHour"]),
+            ("unique_users", "day", answers["uniqueUsersPerDay"]),
+            ("sessions", "day", answers.get("uniqueSessionsPerDay", {})),
+        )
+        for metric, granularity, wanted in questions:
+            if not wanted:
+                continue
+            begins = sorted(seconds(start + ("T00:00:00Z" if len(start) == 10 else "")) for start in wanted)
+            answer = project.metric(
+                metric, startTime=begins[0], endTime=begins[-1] + 1, granularity=granularity, fill="none"
+            )
+            found = {point["timestamp"][: len(min(wanted))].removesuffix("Z"): point for point in answer["points"]}
+            assert found.keys() == {start.removesuffix("Z") for start in wanted}, name
+            for start, count in wanted.items():
+                assert_unique(found[start.removesuffix("Z")]["value"], count)
+            assert answer["exact"] == (max(wanted.values()) <= EXACT_LIMIT)
+            assert answer["exact"] or answer["error"]["relative"] == pytest.approx(
+                Decimal(RELATIVE_ERROR), abs=Decimal("0.0001")
+            )
+
+
+def test_revenue_of_the_shop(counted: RunningSystem) -> None:
+    """Built in: the sum of purchases' amounts, here under `price`."""
+    for data in SETS:
+        for name, answers in data.answers["largestProjects"].items():
+            cells = answers["sumPerHourPerType"].get("price", {})
+            wanted = {hour: Decimal(kinds["purchase"]["sum"]) for hour, kinds in cells.items() if "purchase" in kinds}
+            if wanted:
+                begins = sorted(map(seconds, wanted))
+                answer = Project(counted, name).metric(
+                    "revenue", startTime=begins[0], endTime=begins[-1] + 3600, granularity="hour", fill="none"
+                )
+                found = {start: value for (start, _), value in cells_of(answer).items()}
+                assert found == {seconds(hour): value for hour, value in wanted.items()}
 
 
 async def test_old_events_are_taken_by_explicit_choice_only(system: RunningSystem, client: Client) -> None:

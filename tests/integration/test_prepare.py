@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from analytics_actors.up.connection import Connection, Prepared
 from analytics_actors.up.prepare import prepare
 from config import Settings
-from config.settings import LogSettings, StoreSettings
+from config.settings import LogSettings, StoreSettings, WindowSettings
 from storage.embedded.valkey import EmbeddedValkey
 from storage.errors import Misconfigured, Unavailable
 from storage.key_text import is_well_formed
@@ -83,6 +83,12 @@ async def test_another_number_of_partitions_is_refused(settings: Settings) -> No
     changed = replace(settings, log=replace(settings.log, partitions=settings.log.partitions * 2))
     with pytest.raises(Misconfigured, match=r"created with log\.partitions = 64, and the setting is 128"):
         await prepare(changed, None)
+
+
+async def test_a_metric_of_the_settings_that_is_wrong_is_told_before_anything_starts(settings: Settings) -> None:
+    wrong = replace(settings, windows=WindowSettings(metrics=[{"name": "slow", "aggregation": "p95"}]))
+    with pytest.raises(Misconfigured, match=r"windows\.metrics, 'slow'"):
+        await prepare(wrong, None)
 
 
 async def test_a_project_that_came_first_by_another_name_is_used(settings: Settings) -> None:

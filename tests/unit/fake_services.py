@@ -1,25 +1,36 @@
 """Small fakes of what `gateway.services` asks for, and a client of the app without a socket."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import msgspec
+import pyarrow as pa
 
-from config.settings import GatewaySettings
+from config.settings import GatewaySettings, WindowSettings
+from gateway.answer_cache import AnswerCache
 from gateway.app import create_app
 from gateway.decode import Decoder
 from gateway.errors import ApiError
+from gateway.metric_definitions import Backfills, Definitions
+from gateway.metric_reader import MetricReader
+from gateway.metric_stream import MetricStreams
 from gateway.metrics import Metrics
 from gateway.rows import Overloaded, Receipt, Row
-from gateway.services import KeyInfo, Pending, PendingHour, Place, Readiness, Services
+from gateway.services import KeyInfo, Pending, PendingHour, Place, Readiness, Services, Statistics
+from storage.aggregated import AggregatedRecord, RecordKey
 from storage.errors import Conflict, NotFound, Unavailable
+from storage.event_columns import RecordChunks
 from storage.event_queries import DeadLetter, EventPage, InvalidCursor, Order, StoredEvent
 from storage.key_text import KeyKind
 from storage.ledger import Difference, LedgerHour
+from storage.memory_patterns import MemoryPatterns
+from storage.memory_rollups import MemoryRollups
+from storage.memory_windows import MemoryWindows
+from storage.metric_registry import MemoryMetricRegistry, StoredDefinition
 from storage.registry import KeyRecord, NewKey, Project
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -212,7 +223,7 @@ class FakeStatus:
         view = {"open_partitions": 64, "waiting_events": 1, "waiting_bytes": 2, "lag_events": 3, "lag_s": 0.5}
         view |= {"log_bytes": 4, "resident_bytes": 5, "window_ids": 6, "window_bytes": 7}
         shard = {"shard": 0, "view": view | {"counters": {"events_stored": 8.0}}}
-        return {"gateways": [], "shards": [shard, {"shard": 1, "view": None}], "services": {}}
+        return {"gateways": [], "spools": [], "shards": [shard, {"shard": 1, "view": None}], "services": {}}
 
     async def readiness(self) -> Readiness:
         self.asked += 1
@@ -228,6 +239,105 @@ class FakeStatus:
         self.waiting = Pending(hours, complete)
 
 
+class FakeMetricRegistry(MemoryMetricRegistry):
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+
+    async def list(self, project_id: str) -> Sequence[StoredDefinition]:
+        if self.away:
+            raise Unavailable("PostgreSQL did not answer")
+        return await super().list(project_id)
+
+
+class FakeStoredEvents:
+    """The event store as the reader of metrics sees it: batches of rows, and how far it is."""
+
+    def __init__(self) -> None:
+        self.batches: list[pa.RecordBatch] = []
+        self.kept_records: list[tuple[RecordKey, AggregatedRecord]] = []
+        self.next_offset = 0
+        self.asked: list[tuple[float, float]] = []
+
+    async def rows(
+        self, project_ids: Sequence[str], *, start_s: float, end_s: float, below_offset: int | None = None
+    ) -> AsyncIterator[pa.RecordBatch]:
+        self.asked.append((start_s, end_s))
+        for batch in self.batches:
+            times = batch.column("timestamp").cast(pa.int64()).to_numpy() / 1e6
+            projects = batch.column("project_id").to_numpy(zero_copy_only=False)
+            mask = (times >= start_s) & (times < end_s) & [project in project_ids for project in projects]
+            yield batch.filter(pa.array(mask))
+
+    async def records(self, project_ids: Sequence[str], *, start_s: float, end_s: float) -> RecordChunks:
+        yield [
+            (key, record)
+            for key, record in self.kept_records
+            if key.project_id in project_ids and start_s <= key.minute < end_s
+        ]
+
+    async def stored_below(self, partition: int) -> int:
+        return self.next_offset
+
+
+class FakeAnswers:
+    """Keeps every answer; a version of its own for all ranges."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+        self.version: str | None = "1"
+        self.error: Exception | None = None
+
+    async def get(self, question: str) -> bytes | None:
+        if self.error is not None:
+            raise self.error
+        return self.kept.get(question)
+
+    async def put(self, question: str, answer: bytes, *, ttl_s: int) -> None:
+        self.kept[question] = answer
+
+    async def range_version(self, project_id: str, metric: str, start: int, end: int) -> str | None:
+        return self.version
+
+
+@dataclass
+class FakeStatistics:
+    """Windows, roll-ups and stored events in memory, at a time that the test sets."""
+
+    settings: WindowSettings = field(default_factory=WindowSettings)
+    now_s: float = NOW.timestamp()
+    registry: FakeMetricRegistry = field(default_factory=FakeMetricRegistry)
+    stored: FakeStoredEvents = field(default_factory=FakeStoredEvents)
+    answers: FakeAnswers = field(default_factory=FakeAnswers)
+    streams: MetricStreams = field(default_factory=lambda: MetricStreams(poll_s=0.01, heartbeat_s=0.05))
+
+    def __post_init__(self) -> None:
+        self.windows = MemoryWindows(self.settings, clock=lambda: self.now_s)
+        self.rollups = MemoryRollups(clock=lambda: self.now_s)
+        self.reader = MetricReader(
+            self.settings,
+            self.windows,
+            self.rollups,
+            self.stored,
+            self.stored,
+            partitions=64,
+            max_ahead_s=86400,
+            clock_s=lambda: self.now_s,
+        )
+
+    def services(self) -> Statistics:
+        return Statistics(
+            settings=self.settings,
+            definitions=Definitions(self.registry, self.settings, ttl_s=0.0),
+            registry=self.registry,
+            rollups=self.rollups,
+            backfills=Backfills(self.rollups, wait_s=0.05),
+            reader=self.reader,
+            answers=AnswerCache(self.answers, self.answers, ttl_s=3600),
+            streams=self.streams,
+        )
+
+
 @dataclass
 class System:
     """An app over fakes."""
@@ -240,6 +350,8 @@ class System:
     ledger: FakeLedger = field(default_factory=FakeLedger)
     status: FakeStatus = field(default_factory=FakeStatus)
     metrics: Metrics = field(default_factory=Metrics)
+    patterns: MemoryPatterns = field(default_factory=MemoryPatterns)
+    statistics: FakeStatistics = field(default_factory=FakeStatistics)
 
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         services = Services(
@@ -252,6 +364,8 @@ class System:
             ledger=self.ledger,
             status=self.status,
             metrics=self.metrics,
+            patterns=self.patterns,
+            statistics=self.statistics.services(),
         )
         transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=True)
         headers = bearer(key) if key else {}

@@ -9,6 +9,7 @@ from gateway.errors import ERRORS
 from gateway.middleware import Edge
 from gateway.openapi import public_path
 from tests.unit.fake_services import System
+from tests.unit.metric_data import Sent, begin_windows, publish
 
 SHAPE = {
     "type": "object",
@@ -116,6 +117,24 @@ async def test_answers_match_their_schemas() -> None:
         check("/v1/events", "get", 200, (await client.get("/v1/events")).json())
         check("/v1/events/{eventId}", "get", 200, (await client.get("/v1/events/e1")).json())
         check("/v1/events/{eventId}/trace", "get", 200, (await client.get("/v1/events/e1/trace")).json())
+    system = System()
+    await begin_windows(system.statistics)
+    await publish(system.statistics, [Sent(system.statistics.now_s - 5, "purchase", properties={"amount": "1.50"})])
+    async with system.client("admin") as client:
+        for query in ("events?groupBy=eventType", "revenue", "unique_users?fill=null", "events?startTime=2020-01-01"):
+            metric = await client.get(f"/v1/metrics/{query}")
+            check("/v1/metrics/{metric}", "get", 200, metric.json())
+        check("/v1/metrics/{metric}", "get", 400, (await client.get("/v1/metrics/events?limit=x")).json())
+        definition = {"name": "m", "aggregation": "p95", "property": "ms", "dimensions": ["path=context.page.path"]}
+        made = await client.post("/v1/metrics-definitions", json=definition)
+        check("/v1/metrics-definitions", "post", 201, made.json())
+        check("/v1/metrics-definitions", "get", 200, (await client.get("/v1/metrics-definitions")).json())
+        named = "/v1/metrics-definitions/{name}"
+        check(named, "get", 200, (await client.get("/v1/metrics-definitions/m")).json())
+        check(named, "put", 200, (await client.put("/v1/metrics-definitions/m", json=definition)).json())
+        begun = await client.post("/v1/metrics-definitions/m/backfill")
+        check(f"{named}/backfill", "post", 202, begun.json())
+        check(named, "delete", 200, (await client.delete("/v1/metrics-definitions/m")).json())
     async with System().client("write") as client:
         event = {"eventType": "x"}
         check("/v1/events", "post", 202, (await client.post("/v1/events", json=event)).json())
@@ -127,6 +146,21 @@ async def test_events_may_carry_older_names() -> None:
     event = (await document())["components"]["schemas"]["Event"]
     assert event["required"] == ["eventType"]
     jsonschema.validate({"eventType": "x", "visitor_id": "v"}, event)
+
+
+async def test_examples_are_of_their_types() -> None:
+    found = await document()
+
+    def examples(node: object) -> list[tuple[Any, Any]]:
+        if isinstance(node, dict):
+            own = [(node, example) for example in node.get("examples", [])]
+            return own + [pair for value in node.values() for pair in examples(value)]
+        return [pair for value in node for pair in examples(value)] if isinstance(node, list) else []
+
+    pairs = examples(found)
+    assert pairs
+    for schema, example in pairs:
+        jsonschema.validate(example, schema | {"components": found["components"]})
 
 
 async def test_page_loads_nothing_from_elsewhere() -> None:

@@ -10,7 +10,7 @@ from tests.unit.fake_services import System
 
 HOUR = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR_NUMBER = int(HOUR.timestamp()) // 3600
-GOOD = LedgerHour(HOUR, received=21, stored=1, duplicate=2, dead_lettered=3, rejected=4, lost=11)
+GOOD = LedgerHour(HOUR, received=28, stored=1, duplicate=2, dead_lettered=3, rejected=4, lost=11, aggregated=7)
 
 
 async def test_pending_is_received_and_in_the_balance() -> None:
@@ -21,16 +21,17 @@ async def test_pending_is_received_and_in_the_balance() -> None:
         ledger = (await client.get("/v1/ledger")).json()
     assert ledger["hours"][0] == {
         "hour": "2026-11-20T12:00:00Z",
-        "received": 32,
+        "received": 39,
         "stored": 1,
         "duplicate": 2,
         "deadLettered": 3,
         "rejected": 10,
         "lost": 11,
+        "aggregated": 7,
         "pending": 5,
     }
     assert (ledger["hours"][1]["received"], ledger["hours"][1]["pending"]) == (7, 7)
-    assert (ledger["totals"]["received"], ledger["totals"]["pending"]) == (39, 12)
+    assert (ledger["totals"]["received"], ledger["totals"]["pending"]) == (46, 12)
     assert ledger["balanced"] is True
     assert ledger["pendingComplete"] is True
 

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 import pytest
@@ -26,6 +26,7 @@ SETTINGS = Settings(log=LogSettings(partitions=PARTITIONS), store=StoreSettings(
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries pause for milliseconds."""
+    monkeypatch.setattr(store_sink, "TRIM_INTERVAL_S", 0.05)
     for module in (appender, store_sink, takeover):
         pauses = "RESOLVE_PAUSES_S" if module is appender else "RETRY_PAUSES_S"
         monkeypatch.setattr(module, pauses, (0.002, 0.005, 0.01))
@@ -251,6 +252,33 @@ async def test_stored_records_are_trimmed_from_the_log(shard: Shard) -> None:
     async with asyncio.timeout(5):
         while not await trimmed():
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("max_bytes", [1024 * 1024, 100])
+async def test_records_stay_for_another_sink_while_there_is_room(shard: Shard, max_bytes: int) -> None:
+    batch = make_batch("a")
+    reached = {batch.partition: 0}
+
+    async def other_sinks(partitions: Sequence[int]) -> dict[int, int]:
+        return {partition: reached[partition] for partition in partitions if partition in reached}
+
+    settings = Settings(log=LogSettings(partitions=PARTITIONS, max_bytes=max_bytes), store=SETTINGS.store)
+    batcher = Batcher(0, range(PARTITIONS), shard.log, shard.store, settings, other_sinks=other_sinks)
+    shard.batchers.append(batcher)
+    await batcher.open()
+    await batcher.append([batch])
+    await eventually(lambda: shard.stored() == {"a": 1})
+
+    async def first_offset() -> int:
+        [state] = await shard.log.state([batch.partition])
+        assert state is not None
+        return state.first_offset
+
+    await asyncio.sleep(1.5 * store_sink.TRIM_INTERVAL_S)
+    assert await first_offset() == (0 if max_bytes > 1000 else 1)
+    reached[batch.partition] = 1
+    await asyncio.sleep(1.5 * store_sink.TRIM_INTERVAL_S)
+    assert await first_offset() == 1
 
 
 async def test_a_record_that_cannot_be_read_stops_its_own_partition_only(shard: Shard) -> None:

@@ -30,12 +30,12 @@ GATEWAY = {
     "pid": 55,
     "uptimeSeconds": 60,
     "inflightBytes": 0,
-    "spoolBytes": 2048,
-    "spoolBatches": 1,
-    "lanes": {},
+    "lanes": ["spooling"],
 }
+SPOOL = {"spool": "spool-0", "batches": 1, "bytes": 2048, "damaged": 0}
 STATUS = {
     "gateways": [GATEWAY],
+    "spools": [SPOOL],
     "shards": [
         {"shard": 0, "state": "open", "replaced": 2, "view": VIEW},
         {"shard": 1, "state": "silent", "view": None},
@@ -43,7 +43,8 @@ STATUS = {
     "services": {"postgres": "ok", "log": "no answer within 2.0 s"},
 }
 QUIET = {
-    "gateways": [GATEWAY | {"spoolBatches": 0}],
+    "gateways": [GATEWAY],
+    "spools": [SPOOL | {"batches": 0}],
     "shards": [{"shard": 0, "state": "open", "view": VIEW | {"lag_events": 0, "waiting_events": 0}}],
     "services": {},
 }
@@ -156,8 +157,13 @@ def test_drain_gives_up_and_says_what_waits(gateway: FakeGateway, data: Path) ->
     assert "shard 1 is silent" in result.output
 
 
+def test_a_spool_that_waits_or_cannot_be_read_is_not_taken_for_empty() -> None:
+    status = {"gateways": [], "spools": [SPOOL, SPOOL | {"batches": 0, "trouble": "no"}], "shards": QUIET["shards"]}
+    assert waiting_in(status) == "spool-0: 1 batches; no"
+
+
 def test_shards_that_cannot_be_asked_are_not_taken_for_empty() -> None:
-    assert waiting_in({"gateways": [], "shards": []}) == "the shards cannot be asked"
+    assert waiting_in({"gateways": [], "spools": [], "shards": []}) == "the shards cannot be asked"
 
 
 def test_the_ledger_check_fails_on_a_difference(gateway: FakeGateway, data: Path) -> None:

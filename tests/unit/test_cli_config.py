@@ -31,6 +31,12 @@ def test_every_setting_has_a_description() -> None:
     assert all(row["description"] for row in msgspec.json.decode(result.output))
 
 
+def test_a_list_may_be_json_or_words() -> None:
+    found = rows("--set", 'windows.metrics=[{"name":"a,b"}]', "--set", "windows.revenue_properties=x, y")
+    assert found["windows.metrics"] == ([{"name": "a,b"}], "flag")
+    assert found["windows.revenue_properties"] == (["x", "y"], "flag")
+
+
 def test_a_password_in_a_url_is_not_shown() -> None:
     found = rows("--postgres-url", "postgresql://me:secret@db/x")
     assert found["store.postgres_url"] == ("postgresql://me:[redacted]@db/x", "flag")
@@ -43,6 +49,8 @@ def test_a_password_in_a_url_is_not_shown() -> None:
         (["--set", "gateway.port=70000"], "<= 65535"),
         (["--set", "gateway.port"], "write it as NAME=VALUE"),
         (["--shards", "0"], ">= 1"),
+        (["--set", "windows.metrics=[{]"], "windows.metrics"),
+        (["--set", "windows.metrics=a"], "windows.metrics"),
         (["--config", "/nonexistent"], "does not exist"),
     ],
 )

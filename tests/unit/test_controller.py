@@ -1,17 +1,17 @@
 """The controller makes what is wanted, removes what is not, and replaces what does not answer."""
 
 from analytics_actors.batcher import Batcher
-from analytics_actors.controller import Controller
+from analytics_actors.controller import Controller, Place
 from analytics_actors.messages import BatcherView
 from config.settings import Settings
 from storage.memory_log import MemoryLog
 from storage.memory_store import MemoryStore
 
 
-class FakeBatcher:
-    def __init__(self, fleet: "FakeFleet", shard: int) -> None:
+class FakeActor:
+    def __init__(self, fleet: "FakeFleet", place: Place) -> None:
         self._fleet = fleet
-        self._shard = shard
+        self._place = place
         self.silent = False
         self.open = True
 
@@ -20,23 +20,31 @@ class FakeBatcher:
             raise TimeoutError
         if not self.open:
             return None
-        return Batcher(self._shard, [], MemoryLog(), MemoryStore(), Settings()).observe()
+        return Batcher(self._place.shard, [], MemoryLog(), MemoryStore(), Settings()).observe()
 
     def kill(self) -> None:
-        self._fleet.killed.append(self._shard)
-        del self._fleet.batchers[self._shard]
+        self._fleet.killed.append(self._place)
+        del self._fleet.actors[self._place]
 
 
 class FakeFleet:
-    def __init__(self, *shards: int) -> None:
-        self.killed: list[int] = []
-        self.batchers = {shard: FakeBatcher(self, shard) for shard in shards}
+    def __init__(self, *places: Place) -> None:
+        self.killed: list[Place] = []
+        self.actors = {place: FakeActor(self, place) for place in places}
 
-    def shards(self) -> list[int]:
-        return list(self.batchers)
+    def places(self) -> list[Place]:
+        return list(self.actors)
 
-    def get_or_create(self, shard: int) -> FakeBatcher:
-        return self.batchers.setdefault(shard, FakeBatcher(self, shard))
+    def get_or_create(self, place: Place) -> FakeActor:
+        return self.actors.setdefault(place, FakeActor(self, place))
+
+
+def batcher(shard: int) -> Place:
+    return Place("batcher", shard)
+
+
+def aggregator(shard: int) -> Place:
+    return Place("aggregator", shard)
 
 
 class Clock:
@@ -52,12 +60,12 @@ def make_controller(fleet: FakeFleet, *, shards: int, clock: Clock) -> Controlle
 
 
 def test_missing_shards_are_made_and_superfluous_ones_removed() -> None:
-    fleet = FakeFleet(1, 5)
+    fleet = FakeFleet(batcher(1), batcher(5), aggregator(0))
     controller = make_controller(fleet, shards=3, clock=Clock())
     assert not controller.ready
     controller.step()
-    assert sorted(fleet.batchers) == [0, 1, 2]
-    assert fleet.killed == [5]
+    assert sorted(fleet.actors) == [batcher(0), batcher(1), batcher(2)]
+    assert sorted(fleet.killed) == [aggregator(0), batcher(5)]
     assert controller.ready
 
 
@@ -65,13 +73,13 @@ def test_an_opening_shard_is_not_ready_and_is_left_alone() -> None:
     fleet = FakeFleet()
     clock = Clock()
     controller = make_controller(fleet, shards=1, clock=clock)
-    fleet.get_or_create(0).open = False
+    fleet.get_or_create(batcher(0)).open = False
     for _ in range(5):
         controller.step()
         clock.now_s += 60
     assert not controller.ready
     assert fleet.killed == []
-    assert controller.statuses[0].state == "opening"
+    assert controller.statuses[batcher(0)].state == "opening"
 
 
 def test_a_silent_shard_is_replaced_after_its_time_and_not_before() -> None:
@@ -79,16 +87,16 @@ def test_a_silent_shard_is_replaced_after_its_time_and_not_before() -> None:
     clock = Clock()
     controller = make_controller(fleet, shards=1, clock=clock)
     controller.step()
-    first = fleet.batchers[0]
+    first = fleet.actors[batcher(0)]
     first.silent = True
     clock.now_s += 9
     controller.step()
-    assert fleet.batchers[0] is first
-    assert controller.statuses[0].state == "silent"
+    assert fleet.actors[batcher(0)] is first
+    assert controller.statuses[batcher(0)].state == "silent"
     clock.now_s += 1
     controller.step()
-    assert fleet.batchers[0] is not first
-    assert controller.statuses[0].replaced == 1
+    assert fleet.actors[batcher(0)] is not first
+    assert controller.statuses[batcher(0)].replaced == 1
     controller.step()
     assert controller.ready
 
@@ -99,7 +107,29 @@ def test_a_shard_that_answers_again_in_time_is_kept() -> None:
     controller = make_controller(fleet, shards=1, clock=clock)
     controller.step()
     for silent in (True, False, True, False):
-        fleet.batchers[0].silent = silent
+        fleet.actors[batcher(0)].silent = silent
         clock.now_s += 8
         controller.step()
     assert fleet.killed == []
+
+
+def test_an_aggregator_is_looked_after_and_ingest_does_not_wait_for_it() -> None:
+    fleet = FakeFleet()
+    clock = Clock()
+    controller = Controller(
+        fleet,
+        shards=2,
+        kinds=("batcher", "aggregator"),
+        probe_deadline_s=1,
+        unresponsive_after_s=10,
+        clock_s=clock,
+    )
+    fleet.get_or_create(aggregator(0)).silent = True
+    controller.step()
+    assert sorted(fleet.actors) == [aggregator(0), aggregator(1), batcher(0), batcher(1)]
+    assert controller.ready
+    clock.now_s += 10
+    controller.step()
+    assert fleet.killed == [aggregator(0)]
+    assert controller.statuses[aggregator(0)].replaced == 1
+    assert controller.statuses[batcher(0)].replaced == 0

@@ -11,8 +11,8 @@ import pytest
 from analytics_actors.messages import APPENDED, FULL, REPEATED, UNAVAILABLE, AppendReply
 from config.settings import ActorSettings, GatewaySettings, LogSettings, Settings
 from gateway.ingest import GatewayIngest
-from gateway.ray_link import LinkError
 from gateway.rows import Overloaded, Row
+from gateway.shard_stream import LinkError
 from gateway.spooler import Spooler
 from storage.event_batch import EventBatch, decode_batches, pack_duplicates, unpack_rows
 from storage.spool import Spool

@@ -24,6 +24,7 @@ def test_quick_is_shorter_and_single_values_win() -> None:
         ["--only", "nothing"],
         ["--soak", "1", "--only", "latency"],
         ["--profile", "--only", "latency"],
+        ["--profile", "--only", "windows"],
         ["--soak", "1", "--idle", "5"],
     ],
 )

@@ -18,6 +18,8 @@ from load_tests.watching import Sample, slopes_bytes_per_min
         (["/v/bin/python", "-m", "gateway.worker", "--settings", "/d/settings.json"], "gateway"),
         (["ray::BatcherActor"], "batcher"),
         (["ray::Batcher(shard=0)"], "batcher"),
+        (["ray::AggregatorActor"], "aggregator"),
+        (["ray::Aggregator(shard=0)"], "aggregator"),
         (["ray::ControllerActor"], "controller"),
         (["ray::DashboardAgent"], "ray"),
         (["ray-dashboard-JobHead-0 (/v/bin/python -B -c ...)"], "ray"),

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import FormatError, SpoolFull
+from storage.errors import FormatError, SpoolFull, Unavailable
 from storage.event_batch import BATCH_VERSION, EventBatch, PackedRows, Segment
 from storage.fingerprint import fingerprint
-from storage.spool import Spool, SpooledHour
+from storage.spool import Spool, SpoolDepth, SpooledHour, read_counts, read_depth, spool_holds
 
 
 def batch(number: int, *, partition: int = 0, size: int = 100) -> EventBatch:
@@ -83,12 +83,44 @@ def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_holds_finds_an_event_by_its_id(tmp_path: Path) -> None:
+def test_others_may_look_into_a_spool_while_it_is_written(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     spool.put([batch(1)])
-    assert spool.holds("p", "1")
-    assert not spool.holds("p", "2")
-    assert not spool.holds("q", "1")
+    assert spool_holds(spool.path, "p", "1")
+    assert not spool_holds(spool.path, "p", "2")
+    assert not spool_holds(spool.path, "q", "1")
+    assert read_depth(spool.path) == SpoolDepth(1, spool.bytes, 0)
+    assert read_counts(spool.path) == (spool.events, spool.rejected)
+    spool.close()
+
+
+def test_a_spool_that_cannot_be_looked_into_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable):
+        read_depth(tmp_path / "spool.sqlite")
+
+
+def test_a_damaged_batch_is_set_aside_and_its_neighbours_go_on(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.put([batch(1), batch(2), batch(3)])
+    spool._db.execute("UPDATE spool SET batch = substr(batch, 1, 20) WHERE id = 2")
+    spool.close()
+    again = open_spool(tmp_path)
+    assert [s.batch for s in again.oldest([0], max_bytes=10_000)] == [batch(1), batch(3)]
+    again.remove(again.oldest([0], max_bytes=10_000))
+    assert again.bytes == 0
+    assert read_depth(again.path) == SpoolDepth(0, 0, 1)
+    again.close()
+
+
+def test_a_spool_with_damaged_batches_is_not_removed_when_it_is_taken_over(tmp_path: Path) -> None:
+    left = Spool(tmp_path / "spool-1.sqlite", max_bytes=1_000_000)
+    left.put([batch(1), batch(2)])
+    left._db.execute("UPDATE spool SET batch = x'00' WHERE id = 1")
+    left.close()
+    spool = open_spool(tmp_path)
+    spool.adopt(left.path)
+    assert [s.batch for s in spool.oldest([0], max_bytes=10_000)] == [batch(2)]
+    assert read_depth(left.path) == SpoolDepth(0, 0, 1)
     spool.close()
 
 

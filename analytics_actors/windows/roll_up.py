@@ -1,0 +1,377 @@
+"""From windows to roll-ups: closed windows are upserted into PostgreSQL, and again when a late event changed one.
+
+What is still to be rolled up is in memory only; no note of it must survive a crash. Instead a partition is **audited**
+when it has a new owner, and each hour when it has closed: the counts of `events`, which every event changes, are
+compared minute by minute between windows and roll-ups, and the hours that differ are rolled up whole. So that this
+tells the truth, all that was changed of one project in one minute (or hour), a **cell**, is read at one moment and
+written with the count of `events` last. Roll-ups of hours that do not change any more ("frozen", see `shared.py`)
+come from recomputation alone: there the day is marked.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from analytics_actors.windows.definition_book import DefinitionBook, is_doubted, undoubted
+from analytics_actors.windows.in_place import publish_in_place
+from analytics_actors.windows.partition import WindowPartition, WindowState
+from analytics_actors.windows.shared import WindowShard
+from storage.aggregate import Aggregate
+from storage.errors import StorageError
+from storage.metric_definitions import MetricDefinition
+from storage.rollups import DAY_S, RollupStore, day_of
+from storage.window_key import OTHER, SIZE_S, Size, WindowKey
+from storage.window_store import WindowStore
+
+EVENTS = "events"
+"""The default metric that every event is counted in."""
+
+STEP_S = 1.0
+CHANGED_INTERVAL_S = 5.0
+"""Closed windows that late events changed are rolled up together, so often."""
+
+MAX_PAUSE_S = 5.0
+ROWS_PER_CALL = 1000
+MAX_WAITING = 100_000
+"""Keys that wait for PostgreSQL: some 50 MB. Beyond it they are let go, and found again by an audit."""
+
+AUDIT_AFTER_S = 30
+"""An hour is audited so long after its last windows were closed."""
+
+_HOUR_S = 3600
+_USABLE = (WindowState.LIVE, WindowState.BUILDING)
+
+
+class Cell(NamedTuple):
+    """Where a project's windows are compared with their roll-ups."""
+
+    project_id: str
+    size: Size
+    start: int
+
+
+class _Rows(NamedTuple):
+    """Windows of one partition, read when its log was counted up to there."""
+
+    epoch: int
+    next_offset: int
+    windows: list[tuple[WindowKey, Aggregate]]
+
+
+class PatternWatch(Protocol):
+    """`analytics_actors.patterns.watch` says what it may expect."""
+
+    async def closed(self, project_id: str, definition: MetricDefinition, key: WindowKey, aggregate: Aggregate) -> None:
+        """The window has closed. Called in the order of the windows' ends; one may come again after a restart."""
+
+    async def tick(self, now_s: float) -> None:
+        """All windows that have closed until then were handed over and rolled up."""
+
+    def observe(self) -> dict[str, Any]: ...
+
+
+class NoPatterns:
+    """`PatternWatch` that watches nothing."""
+
+    async def closed(self, project_id: str, definition: MetricDefinition, key: WindowKey, aggregate: Aggregate) -> None:
+        """There is nothing to judge."""
+
+    async def tick(self, now_s: float) -> None:
+        """There is nothing to judge."""
+
+    def observe(self) -> dict[str, Any]:
+        return {}
+
+
+class RollUp:
+    """Runs until cancelled."""
+
+    def __init__(
+        self,
+        shard: WindowShard,
+        store: WindowStore,
+        rollups: RollupStore,
+        book: DefinitionBook,
+        watch: PatternWatch,
+    ) -> None:
+        self._shard = shard
+        self._store = store
+        self._rollups = rollups
+        self._book = book
+        self._watch = watch
+        self._waiting: defaultdict[Cell, set[WindowKey]] = defaultdict(set)
+        self._changed_s = 0.0
+        self._audited_hour = 0
+        self._days_rolled: dict[str, int] = {}
+        self._closed_until_s = 0.0
+
+    @property
+    def waiting_windows(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    async def run(self) -> None:
+        pause_s = STEP_S
+        while True:
+            try:
+                await self.step()
+            except StorageError as error:
+                self._shard.counters.trouble("roll-ups", str(error))
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
+            else:
+                self._shard.counters.clear_trouble("roll-ups")
+                pause_s = STEP_S
+            await asyncio.sleep(pause_s)
+
+    async def step(self) -> None:
+        """Close what is due, roll up what has closed or changed, audit. Raises what the services raise."""
+        now_s = self._shard.clock_s()
+        # What is still on its way through the log belongs into windows before they are judged.
+        self._closed_until_s = max(self._closed_until_s, now_s - self._shard.lag_s)
+        due = self._shard.closing.due(self._closed_until_s)
+        self._wait_for(due)
+        if now_s - self._changed_s >= CHANGED_INTERVAL_S:
+            self._changed_s = now_s
+            self._wait_for(self._shard.closing.changed())
+        await self._hand_over(due)
+        await self._audit_all(now_s)
+        await self._roll_waiting()
+        if not self._shard.in_state(WindowState.OPENING, WindowState.LOST, WindowState.REBUILDING):
+            await self._watch.tick(self._closed_until_s)
+
+    def _wait_for(self, keys: Iterable[WindowKey]) -> None:
+        for key in keys:
+            if key.size != "5m":
+                self._waiting[_cell(key)].add(key)
+        if self.waiting_windows > MAX_WAITING:
+            self._waiting.clear()
+            for owner in self._shard.partitions.values():
+                owner.audited, owner.doubtful = False, True
+
+    async def _hand_over(self, due: Sequence[WindowKey]) -> None:
+        for start in range(0, len(due), ROWS_PER_CALL):
+            keys = due[start : start + ROWS_PER_CALL]
+            async with self._shard.turn:
+                values = await self._values(keys)
+            for key, value in values:
+                self._shard.counters.count("windows_closed")
+                definition = self._book.definition(key.project_id, key.metric)
+                if definition is None:
+                    continue
+                await self._watch.closed(key.project_id, definition, key, value)
+
+    async def _values(self, keys: Sequence[WindowKey]) -> list[tuple[WindowKey, Aggregate]]:
+        """Copies of the windows as they are published, of partitions that are live; needs the turn."""
+        ours = [key for key in keys if self._shard.owner_of(key.project_id).state in _USABLE]
+        values = await self._shard.windows.get(ours)
+        return [(key, value.copy()) for key, value in zip(ours, values, strict=True) if value is not None]
+
+    async def _roll_waiting(self) -> None:
+        while cells := self._next_cells():
+            await self._roll_cells(cells)
+
+    def _next_cells(self) -> list[Cell]:
+        """Some that may be rolled up; before its audit nobody knows what else there is in a cell."""
+        cells: list[Cell] = []
+        size = 0
+        for cell, keys in self._waiting.items():
+            if size >= ROWS_PER_CALL:
+                break
+            owner = self._shard.owner_of(cell.project_id)
+            if owner.audited or owner.state not in _USABLE:
+                cells.append(cell)
+                size += len(keys)
+        return cells
+
+    async def _roll_cells(self, cells: Sequence[Cell]) -> None:
+        async with self._shard.turn:
+            wanted = set(cells)
+            changed = self._shard.closing.take_changed(lambda key: _cell(key) in wanted)
+            self._wait_for(changed)
+            keys = [key for cell in cells for key in self._waiting.pop(cell, ())]
+            try:
+                rows = await self._rows(keys)
+            except StorageError:
+                self._wait_for(keys)
+                raise
+        try:
+            await self._write(rows, keys)
+        except StorageError:
+            self._wait_for(keys)
+            raise
+
+    async def roll(self, keys: Sequence[WindowKey]) -> None:
+        """Write roll-ups of these windows as they are now; five minutes are left out."""
+        for start in range(0, len(keys), ROWS_PER_CALL):
+            some = [key for key in keys[start : start + ROWS_PER_CALL] if key.size != "5m"]
+            async with self._shard.turn:
+                rows = await self._rows(some)
+            await self._write(rows, some)
+
+    async def _rows(self, keys: Sequence[WindowKey]) -> list[_Rows]:
+        """What is to be written of windows that may still change; needs the turn."""
+        frozen_below = self._shard.frozen_below
+        found: defaultdict[WindowPartition, list[tuple[WindowKey, Aggregate]]] = defaultdict(list)
+        for key, value in await self._values([key for key in keys if key.start >= frozen_below]):
+            found[self._shard.owner_of(key.project_id)].append((key, value))
+        return [_Rows(owner.epoch, owner.next_offset, windows) for owner, windows in found.items()]
+
+    async def _write(self, rows: Sequence[_Rows], keys: Iterable[WindowKey]) -> None:
+        for epoch, next_offset, windows in rows:
+            windows.sort(key=lambda row: row[0].metric == EVENTS and not row[0].dimensions)
+            for start in range(0, len(windows), ROWS_PER_CALL):
+                chunk = windows[start : start + ROWS_PER_CALL]
+                await self._rollups.upsert(chunk, epoch=epoch, next_offset=next_offset)
+                self._shard.counters.count("windows_rolled_up", len(chunk))
+        frozen_below = self._shard.frozen_below
+        for project_id, day in {(key.project_id, day_of(key.start)) for key in keys if key.start < frozen_below}:
+            await self._rollups.mark_days(project_id, [day])
+
+    async def _audit_all(self, now_s: float) -> None:
+        for owner in self._shard.in_state(WindowState.LIVE):
+            if not owner.audited:
+                await self._audit_opened(owner, now_s)
+        # The last hour whose windows have all been closed for a while.
+        closed = now_s - self._shard.settings.close_after_s - AUDIT_AFTER_S
+        hour = int(closed // _HOUR_S) * _HOUR_S - _HOUR_S
+        if hour <= self._audited_hour:
+            return
+        for owner in self._shard.in_state(WindowState.LIVE):
+            for project_id in list(owner.built):
+                await self._audit(project_id, [hour], now_s, doubt=False)
+                await self._roll_day(owner, project_id)
+        self._audited_hour = hour
+
+    async def _audit_opened(self, owner: WindowPartition, now_s: float) -> None:
+        epoch = owner.epoch
+        await self._mark_after_absence(owner, now_s)
+        this_hour = int(now_s // _HOUR_S) * _HOUR_S
+        # Windows are in Redis for a while after their hour was frozen.
+        first = (int(now_s - self._shard.settings.ttl_s) // _HOUR_S + 1) * _HOUR_S
+        for project_id, version in list(owner.built.items()):
+            doubt = owner.doubtful or is_doubted(version)
+            await self._audit(project_id, range(first, this_hour + 1, _HOUR_S), now_s, doubt=doubt)
+            await self._reopen(project_id, now_s)
+            await self._roll_day(owner, project_id)
+            if is_doubted(version):
+                async with self._shard.turn:
+                    # Unless it was taken over, or built anew meanwhile: then it is audited once more.
+                    if (owner.epoch, owner.built.get(project_id)) == (epoch, version):
+                        await publish_in_place(self._shard, self._store, owner, [], {project_id: undoubted(version)})
+        settled = not any(map(is_doubted, owner.built.values()))
+        if owner.state is WindowState.LIVE and owner.epoch == epoch and settled:
+            owner.audited, owner.doubtful = True, False
+
+    async def _mark_after_absence(self, owner: WindowPartition, now_s: float) -> None:
+        """Windows of the last owner may be gone already, and it may not have rolled up the last of them."""
+        last_s = owner.watermark_ms // 1000
+        if not last_s or last_s + ABSENCE_S > now_s:
+            return
+        from_s = last_s - self._shard.settings.ttl_s
+        days = [day_of(second) for second in range(from_s // DAY_S * DAY_S, last_s + 1, DAY_S)]
+        for project_id in owner.built:
+            await self._rollups.mark_days(project_id, days)
+
+    async def _audit(self, project_id: str, hours: Sequence[int], now_s: float, *, doubt: bool) -> None:
+        """Roll up the hours that differ from their roll-ups; with `doubt` all that have events."""
+        frozen_below = self._shard.frozen_below
+        for hour in await self._hours_that_differ(project_id, hours, now_s, doubt=doubt):
+            self._shard.counters.count("hours_audited")
+            if hour < frozen_below:
+                await self._rollups.mark_days(project_id, [day_of(hour)])
+                continue
+            async with self._shard.turn:
+                found = await self._keys_of(project_id, hour, ("1m", "1h"))
+                keys = [key for key in found if self._shard.closing.is_closed(key, now_s)]
+                rows = await self._rows(keys)
+            await self._write(rows, keys)
+
+    async def _hours_that_differ(
+        self, project_id: str, hours: Sequence[int], now_s: float, *, doubt: bool
+    ) -> list[int]:
+        if not hours:
+            return []
+        frozen_below = self._shard.frozen_below
+        found: set[int] = set()
+        for size in ("1m", "1h"):
+            starts = range(hours[0], hours[-1] + _HOUR_S, SIZE_S[size])
+            keys = [WindowKey(project_id, EVENTS, size, start, ()) for start in starts]
+            keys = [key for key in keys if self._shard.closing.is_closed(key, now_s)]
+            async with self._shard.turn:
+                windows = {key.start: value.count for key, value in await self._values(keys)}
+            rolled = await self._counts(project_id, size, hours[0], hours[-1] + _HOUR_S)
+            for start, count in windows.items():
+                hour = start // _HOUR_S * _HOUR_S
+                # A frozen hour's roll-up may hold what came too late for the window.
+                differs = count > rolled.get(start, 0) if hour < frozen_below else count != rolled.get(start, 0)
+                if differs or (doubt and hour >= frozen_below):
+                    found.add(hour)
+        return sorted(found)
+
+    async def _counts(self, project_id: str, size: Size, start: int, end: int) -> dict[int, int]:
+        assert size != "5m"
+        columns = await self._rollups.read(project_id, EVENTS, size, start, end, grouped=False)
+        return {
+            int(at): int(count)
+            for series in columns.series
+            for at, count in zip(series.starts, series.counts, strict=True)
+        }
+
+    async def _keys_of(self, project_id: str, hour: int, sizes: Sequence[Size]) -> list[WindowKey]:
+        """All windows that an hour may have."""
+        keys = []
+        for metric in self._book.applied(project_id).metrics:
+            for size in sizes:
+                starts = range(hour, hour + _HOUR_S, SIZE_S[size])
+                groups = await self._store.groups(project_id, metric.name, size, starts) if metric.dimensions else ()
+                keys += [WindowKey(project_id, metric.name, size, start, ()) for start in starts]
+                for start, known in zip(starts, groups, strict=False):
+                    keys += [WindowKey(project_id, metric.name, size, start, dimensions) for dimensions in known]
+        return keys
+
+    async def _reopen(self, project_id: str, now_s: float) -> None:
+        """The windows that the last owner had open are to be closed by this one, those of the future too."""
+        this_hour = int(now_s // _HOUR_S) * _HOUR_S
+        hours = range(this_hour - _HOUR_S, int(now_s + self._shard.max_ahead_s) + _HOUR_S, _HOUR_S)
+        totals = [WindowKey(project_id, EVENTS, "1h", hour, ()) for hour in hours]
+        async with self._shard.turn:
+            for total, _ in await self._values(totals):
+                keys = await self._keys_of(project_id, total.start, ("1m", "5m", "1h"))
+                keys = [key for key in keys if not self._shard.closing.is_closed(key, now_s)]
+                self._shard.closing.touched((key for key, _ in await self._values(keys)), now_s)
+
+    async def _roll_day(self, owner: WindowPartition, project_id: str) -> None:
+        """The last day that lies wholly below the frozen hours gets its row from its hours."""
+        day = self._shard.frozen_below // DAY_S * DAY_S - DAY_S
+        if self._days_rolled.get(project_id, 0) >= day:
+            return
+        hours = await self._counts(project_id, "1h", day, day + DAY_S)
+        known = await self._counts(project_id, "1d", day, day + DAY_S)
+        if sum(hours.values()) != known.get(day, 0):
+            for metric in self._book.applied(project_id).metrics:
+                rows = await self._day_rows(project_id, metric.name, day)
+                for start in range(0, len(rows), ROWS_PER_CALL):
+                    await self._rollups.upsert(
+                        rows[start : start + ROWS_PER_CALL], epoch=owner.epoch, next_offset=owner.next_offset
+                    )
+        self._days_rolled[project_id] = day
+
+    async def _day_rows(self, project_id: str, metric: str, day: int) -> list[tuple[WindowKey, Aggregate]]:
+        rows: dict[WindowKey, Aggregate] = {}
+        for grouped in (False, True):
+            columns = await self._rollups.read(project_id, metric, "1h", day, day + DAY_S, grouped=grouped)
+            for series in columns.series:
+                key = WindowKey(project_id, metric, "1d", day, series.dimensions)
+                if grouped and len(rows) > self._shard.settings.max_groups:
+                    key = key._replace(dimensions=tuple((name, OTHER) for name, _ in series.dimensions))
+                for row in range(len(series.starts)):
+                    rows.setdefault(key, Aggregate()).merge(series.aggregate(row))
+        return list(rows.items())
+
+
+ABSENCE_S = 3600
+"""Windows outlive their hour's freezing by somewhat more than this."""
+
+
+def _cell(key: WindowKey) -> Cell:
+    return Cell(key.project_id, key.size, key.start)

@@ -1,0 +1,127 @@
+"""The metrics of a project as the routes need them: the built-in ones and the project's own, which are asked for in
+PostgreSQL at most once a second and kept for when it is away."""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from config.settings import WindowSettings
+from storage.errors import StorageError, Unavailable
+from storage.metric_definitions import MetricDefinition, default_metrics
+from storage.metric_registry import StoredDefinition
+from storage.rollups import RollupStore
+
+TTL_S = 1.0
+REFRESH_WAIT_S = 0.5
+"""Longer than that what is kept will do."""
+MAX_PROJECTS = 1000
+"""Whose metrics a worker keeps; 100 metrics of a project take some 100 kB."""
+MAX_OWN = 100
+"""Metrics that a project may define: each is computed for every event of it."""
+
+
+BACKFILL_WAIT_S = 3.0
+"""Finding the days that hold events takes some 10 µs an event of the project: longer than that is gone on with after
+the answer."""
+
+_log = logging.getLogger(__name__)
+
+
+class MetricRegistry(Protocol):
+    """The part of `storage.metric_registry.MetricRegistry` that the routes need."""
+
+    async def list(self, project_id: str) -> Sequence[StoredDefinition]: ...
+
+    async def create(self, project_id: str, definition: MetricDefinition) -> StoredDefinition: ...
+
+    async def replace(self, project_id: str, definition: MetricDefinition) -> StoredDefinition: ...
+
+    async def delete(self, project_id: str, name: str) -> object: ...
+
+
+class Known(NamedTuple):
+    """A metric. The built-in ones have version 0 and no time."""
+
+    definition: MetricDefinition
+    version: int = 0
+    created_at: datetime | None = None
+
+
+class Definitions:
+    """One per worker."""
+
+    def __init__(
+        self,
+        registry: MetricRegistry,
+        settings: WindowSettings,
+        *,
+        ttl_s: float = TTL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._built_in = {each.name: Known(each) for each in default_metrics(settings)}
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._projects: OrderedDict[str, tuple[float, Mapping[str, Known]]] = OrderedDict()
+
+    async def of(self, project_id: str) -> Mapping[str, Known]:
+        """By name; the project's own in the place of built-in ones. Raises `Unavailable` when nobody can tell."""
+        kept = self._projects.get(project_id)
+        if kept is not None and self._clock() - kept[0] < self._ttl_s:
+            return kept[1]
+        try:
+            async with asyncio.timeout(None if kept is None else REFRESH_WAIT_S):
+                own = await self._registry.list(project_id)
+        except (Unavailable, TimeoutError):
+            if kept is None:
+                raise
+            # Not for every answer anew: PostgreSQL may be one that does not answer at all.
+            self._projects[project_id] = (self._clock(), kept[1])
+            return kept[1]
+        named = {each.definition.name: Known(each.definition, each.version, each.created_at) for each in own}
+        self._projects[project_id] = (self._clock(), self._built_in | named)
+        self._projects.move_to_end(project_id)
+        if len(self._projects) > MAX_PROJECTS:
+            self._projects.popitem(last=False)
+        return self._projects[project_id][1]
+
+    def forget(self, project_id: str) -> None:
+        """The project's metrics were changed here: they are to be asked for anew."""
+        self._projects.pop(project_id, None)
+
+
+class Backfills:
+    """Marks all days of projects for recomputation; one run at a time for each project."""
+
+    def __init__(self, rollups: RollupStore, *, wait_s: float = BACKFILL_WAIT_S) -> None:
+        self._rollups = rollups
+        self._wait_s = wait_s
+        self._running: dict[str, asyncio.Task[int]] = {}
+
+    async def start(self, project_id: str) -> int | None:
+        """How many days were marked; None when that is still going on."""
+        task = self._running.get(project_id)
+        if task is None:
+            task = asyncio.create_task(self._rollups.mark_days(project_id))
+            self._running[project_id] = task
+            task.add_done_callback(partial(self._ended, project_id))
+        done, _ = await asyncio.wait({task}, timeout=self._wait_s)
+        return task.result() if done else None
+
+    def _ended(self, project_id: str, task: "asyncio.Task[int]") -> None:
+        del self._running[project_id]
+        if not task.cancelled() and isinstance(task.exception(), StorageError):
+            fields = {"action": "backfill_failed", "project_id": project_id, "reason": str(task.exception())}
+            _log.warning("the days of a backfill could not be marked", extra=fields)
+
+    async def close(self) -> None:
+        """End what is running; whoever started it sees no days left and starts it again."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

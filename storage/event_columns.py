@@ -1,0 +1,304 @@
+"""Stored events read back as columns (`storage.event_batch.COLUMNS`): what windows are rebuilt and recomputed from.
+
+The law, which `MemoryEventColumns` keeps as well:
+- Batches come in no particular order; `properties` and `context` are JSON texts as PostgreSQL writes them.
+- One call reads one state of the database. A `snapshot`'s events are exactly those of the records below its
+  checkpoint that can be stored, and whose time is not before `since_s`; too late ones are among them.
+- Events that are only aggregated have no row: `records` are theirs, a minute each (`storage.aggregated`), also of a
+  snapshot, where they come after its batches.
+- It reads as far as the caller takes batches, and a few batches ahead; how long the caller takes is its own affair
+  (an hour in all). Each batch comes within `CHUNK_DEADLINE_S`, else `Unavailable` is raised.
+
+PostgreSQL sends the rows as CSV, in blocks that Arrow parses: no Python for each of them. The index (project_id,
+"timestamp") finds them, so that a read costs what it returns; the projects of a partition are found in the ledger,
+which has a row of every project that ever had an event.
+"""
+
+import asyncio
+import io
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+from pyarrow import csv
+
+from storage.aggregated import AggregatedRecord, RecordKey
+from storage.errors import Unavailable
+from storage.event_batch import COLUMNS
+from storage.event_store import Checkpoint
+from storage.fingerprint import partition_of
+from storage.memory_store import MemoryStore
+from storage.postgres import Connection, Postgres
+from storage.postgres_aggregated import read_records
+from storage.postgres_store import SINK
+from storage.statements import statement
+
+CHUNK_BYTES = 4 * 1024 * 1024
+"""Of CSV: some 10,000 events. Three such blocks are in memory at most."""
+
+CHUNK_DEADLINE_S = 30.0
+READ_DEADLINE_S = 3600.0
+
+_CHECKPOINT = "SELECT partition_id, epoch, next_offset FROM checkpoints WHERE sink = $1 AND partition_id = $2"
+_PROJECTS = statement("projects_in_ledger")
+_EVENTS = statement("copy_events")
+_PLAN = statement("copy_events_plan")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+# Between the clocks of gateways and the server.
+_CLOCKS_APART = timedelta(hours=1)
+_OPTIONS = csv.ConvertOptions(
+    column_types=COLUMNS, strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""]
+)
+
+Batches = AsyncIterator[pa.RecordBatch]
+RecordChunk = Sequence[tuple[RecordKey, AggregatedRecord]]
+RecordChunks = AsyncIterator[RecordChunk]
+
+
+class Snapshot(NamedTuple):
+    """One state of the event store: how far it is in a partition, and the partition's events."""
+
+    checkpoint: Checkpoint
+    batches: Batches
+    """To be read to their end first."""
+    records: RecordChunks
+    """Of minutes that begin at `since_s` or later: it is to be the beginning of one."""
+
+
+_Item = Checkpoint | bytes | RecordChunk
+Put = Callable[[_Item], Awaitable[None]]
+_ROWS_END = b""
+
+
+class EventColumns(Protocol):
+    def snapshot(self, partition: int, *, since_s: float) -> AbstractAsyncContextManager[Snapshot]:
+        """The partition's checkpoint and its events with timestamp >= `since_s` (seconds since the epoch). To be used
+        as `async with`, whose end lets the transaction go."""
+
+    def rows(
+        self, project_ids: Sequence[str], *, start_s: float, end_s: float, below_offset: int | None = None
+    ) -> Batches:
+        """The projects' events with `start_s` <= timestamp < `end_s`; with `below_offset` only those of records below
+        it, which makes sense for projects of one partition."""
+
+    def records(self, project_ids: Sequence[str], *, start_s: float, end_s: float) -> RecordChunks:
+        """The projects' records with `start_s` <= minute < `end_s`, which are to be beginnings of minutes."""
+
+
+class PostgresEventColumns:
+    """`EventColumns` over PostgreSQL. No event's time is later than its receipt by more than `max_event_ahead_s`.
+
+    Each read under way holds one connection of the `Postgres`."""
+
+    def __init__(self, postgres: Postgres, *, partitions: int, max_event_ahead_s: float = 86400.0) -> None:
+        self._postgres = postgres
+        self._partitions = partitions
+        self._max_ahead = timedelta(seconds=max_event_ahead_s)
+
+    @asynccontextmanager
+    async def snapshot(self, partition: int, *, since_s: float) -> AsyncIterator[Snapshot]:
+        async def produce(put: Put) -> None:
+            async with self._postgres.transaction(snapshot=True, deadline_s=READ_DEADLINE_S) as connection:
+                row = await connection.fetchrow(_CHECKPOINT, SINK, partition)
+                await put(Checkpoint(*row) if row else Checkpoint(partition, 0, 0))
+                found = [record["project_id"] for record in await connection.fetch(_PROJECTS)]
+                projects = [each for each in found if partition_of(each, self._partitions) == partition]
+                await self._copy(connection, put, projects, _instant(since_s), _LAST, None)
+                await put(_ROWS_END)
+                async for chunk in read_records(connection, projects, _instant(since_s), _LAST):
+                    await put(chunk)
+
+        async with aclosing(_produced(produce)) as items:
+            checkpoint = await anext(items)
+            assert isinstance(checkpoint, Checkpoint)
+            yield Snapshot(checkpoint, _batches(items), _record_chunks(items))
+
+    async def records(self, project_ids: Sequence[str], *, start_s: float, end_s: float) -> RecordChunks:
+        async def produce(put: Put) -> None:
+            async with self._postgres.transaction(snapshot=True, deadline_s=READ_DEADLINE_S) as connection:
+                async for chunk in read_records(connection, project_ids, _instant(start_s), _instant(end_s)):
+                    await put(chunk)
+
+        async with aclosing(_produced(produce)) as items:
+            async for chunk in _record_chunks(items):
+                yield chunk
+
+    async def rows(
+        self, project_ids: Sequence[str], *, start_s: float, end_s: float, below_offset: int | None = None
+    ) -> Batches:
+        async def produce(put: Put) -> None:
+            async with self._postgres.transaction(snapshot=True, deadline_s=READ_DEADLINE_S) as connection:
+                await self._copy(connection, put, project_ids, _instant(start_s), _instant(end_s), below_offset)
+
+        async with aclosing(_produced(produce)) as items:
+            async for batch in _batches(items):
+                yield batch
+
+    async def _copy(
+        self,
+        connection: Connection,
+        put: Put,
+        projects: Sequence[str],
+        start: datetime,
+        end: datetime,
+        below_offset: int | None,
+    ) -> None:
+        """All rows as CSV, in blocks of whole rows."""
+        if not projects:
+            return
+        # Leaves out the days before: what has this time was not stored earlier.
+        earliest = max(start, _FIRST + self._max_ahead + _CLOCKS_APART) - self._max_ahead - _CLOCKS_APART
+        rows: list[bytes] = []
+        size = 0
+
+        async def take(data: bytes) -> None:
+            # The protocol sends each row in a message of its own; the driver hands over all that one read brought.
+            nonlocal size
+            rows.append(data)
+            size += len(data)
+            if size >= CHUNK_BYTES:
+                block = b"".join(rows)
+                rows.clear()
+                size = 0
+                await put(block)
+
+        await connection.execute(_PLAN)
+        await connection.copy_from_query(
+            _EVENTS,
+            list(projects),
+            start,
+            end,
+            earliest,
+            below_offset,
+            output=take,
+            format="csv",
+            timeout=READ_DEADLINE_S,
+        )
+        if rows:
+            await put(b"".join(rows))
+
+
+async def _produced(produce: Callable[[Put], Awaitable[None]]) -> AsyncGenerator[_Item, None]:
+    """What a task of its own puts, one item ahead; ends with the task. The database's deadlines must not
+    cancel whoever happens to work on a batch, as they would in the caller's own task."""
+    queue: asyncio.Queue[_Item | Exception | None] = asyncio.Queue(1)
+
+    async def run() -> None:
+        try:
+            await produce(queue.put)
+        except Exception as error:
+            await queue.put(error)
+        else:
+            await queue.put(None)
+
+    task = asyncio.create_task(run())
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(CHUNK_DEADLINE_S):
+                    item = await queue.get()
+            except TimeoutError as error:
+                raise Unavailable(f"PostgreSQL: no events within {CHUNK_DEADLINE_S} s") from error
+            if item is None:
+                return
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _batches(items: AsyncIterator[_Item]) -> Batches:
+    async for item in items:
+        if item == _ROWS_END:
+            return
+        assert isinstance(item, bytes)
+        yield await asyncio.to_thread(_parse, item)
+
+
+async def _record_chunks(items: AsyncIterator[_Item]) -> RecordChunks:
+    async for item in items:
+        assert isinstance(item, list)
+        yield item
+
+
+def _parse(block: bytes) -> pa.RecordBatch:
+    # One block of the reader's: it takes no row that is larger than its block.
+    read = csv.ReadOptions(column_names=COLUMNS.names, use_threads=False, block_size=len(block) + 1)
+    parse = csv.ParseOptions(newlines_in_values=True)
+    table = csv.read_csv(io.BytesIO(block), read_options=read, parse_options=parse, convert_options=_OPTIONS)
+    [batch] = table.combine_chunks().to_batches()
+    return batch
+
+
+def _instant(second: float) -> datetime:
+    try:
+        return _EPOCH + timedelta(seconds=second)
+    except OverflowError:
+        return _FIRST if second < 0 else _LAST
+
+
+class MemoryEventColumns:
+    """`EventColumns` over a `MemoryStore`, whose rows say themselves which partition they are of."""
+
+    def __init__(self, store: MemoryStore, *, chunk_rows: int = 1000) -> None:
+        self._store = store
+        self._chunk_rows = chunk_rows
+        self.available = True
+        """While False every call raises `Unavailable`."""
+
+    @asynccontextmanager
+    async def snapshot(self, partition: int, *, since_s: float) -> AsyncIterator[Snapshot]:
+        self._require_available()
+        [checkpoint] = await self._store.checkpoints([partition])
+        found = [
+            row
+            for row in self._store.rows
+            if row["partition_id"] == partition and row["timestamp"].timestamp() >= since_s
+        ]
+        records = self._records(lambda _, record: record.partition == partition, since_s)
+        yield Snapshot(checkpoint, self._chunks(found), records)
+
+    async def records(self, project_ids: Sequence[str], *, start_s: float, end_s: float) -> RecordChunks:
+        chosen = self._records(lambda key, _: key.project_id in project_ids and key.minute < end_s, start_s)
+        async for chunk in chosen:
+            yield chunk
+
+    async def _records(self, chosen: Callable[[RecordKey, AggregatedRecord], bool], start_s: float) -> RecordChunks:
+        self._require_available()
+        found = [
+            (key, replace(record, aggregate=record.aggregate.copy()))
+            for key, record in self._store.records.items()
+            if key.minute >= start_s and chosen(key, record)
+        ]
+        for first in range(0, len(found), self._chunk_rows):
+            self._require_available()
+            yield found[first : first + self._chunk_rows]
+
+    async def rows(
+        self, project_ids: Sequence[str], *, start_s: float, end_s: float, below_offset: int | None = None
+    ) -> Batches:
+        self._require_available()
+        found = [
+            row
+            for row in self._store.rows
+            if row["project_id"] in project_ids
+            and start_s <= row["timestamp"].timestamp() < end_s
+            and (below_offset is None or row["log_offset"] < below_offset)
+        ]
+        async for chunk in self._chunks(found):
+            yield chunk
+
+    async def _chunks(self, rows: Sequence[dict[str, object]]) -> Batches:
+        for first in range(0, len(rows), self._chunk_rows):
+            self._require_available()
+            yield pa.RecordBatch.from_pylist(list(rows[first : first + self._chunk_rows]), schema=COLUMNS)
+
+    def _require_available(self) -> None:
+        if not self.available:
+            raise Unavailable("made to be away")

@@ -1,0 +1,166 @@
+"""Roll-ups in memory: for tests, and proved by the contract suite that `PostgresRollups` passes.
+
+`store` is where `mark_days` finds the days that hold events; `available` and the clock are knobs.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+
+from storage.aggregate import Aggregate, encode_aggregate
+from storage.errors import Fenced, Unavailable
+from storage.fingerprint import partition_of
+from storage.memory_store import MemoryStore
+from storage.rollups import (
+    LateDay,
+    RolledSize,
+    RollupColumns,
+    RollupSeries,
+    check_range,
+    check_rolled,
+    day_of,
+    days_within,
+)
+from storage.window_key import SIZE_S, Dimensions, WindowKey
+
+
+@dataclass(frozen=True)
+class _Row:
+    aggregate: Aggregate
+    epoch: int
+    next_offset: int
+    recomputed: bool
+
+
+@dataclass(frozen=True)
+class _Mark:
+    version: int
+    first_marked: float
+    last_marked: float
+
+
+class MemoryRollups:
+    def __init__(
+        self, *, partitions: int = 64, store: MemoryStore | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.available = True
+        """While False every call raises `Unavailable` and changes nothing."""
+        self._partitions = partitions
+        self._store = store
+        self._clock = clock
+        self._rows: dict[WindowKey, _Row] = {}
+        self._recomputed: dict[tuple[str, date], int] = {}
+        self._marks: dict[tuple[str, date], _Mark] = {}
+        self._version = 0
+
+    @property
+    def rows(self) -> dict[WindowKey, Aggregate]:
+        return {key: row.aggregate for key, row in self._rows.items()}
+
+    async def upsert(self, rows: Sequence[tuple[WindowKey, Aggregate]], *, epoch: int, next_offset: int) -> None:
+        self._require_available()
+        check_rolled([key for key, _ in rows])
+        for key, aggregate in rows:
+            known = self._rows.get(key)
+            if known is None or (not known.recomputed and (known.epoch, known.next_offset) <= (epoch, next_offset)):
+                self._rows[key] = _Row(aggregate.copy(), epoch, next_offset, recomputed=False)
+
+    async def replace(
+        self,
+        project_ids: Sequence[str],
+        start: int,
+        end: int,
+        rows: Sequence[tuple[WindowKey, Aggregate]],
+        *,
+        epoch: int,
+    ) -> None:
+        self._require_available()
+        check_range(start, end, [key for key, _ in rows], project_ids)
+        days = [(project_id, day) for project_id in project_ids for day in days_within(start, end)]
+        for each in days:
+            if self._recomputed.get(each, epoch) > epoch:
+                raise Fenced(f"{each} was recomputed under a later epoch than {epoch}")
+        self._recomputed |= dict.fromkeys(days, epoch)
+        projects = set(project_ids)
+        self._rows = {
+            key: row
+            for key, row in self._rows.items()
+            if key.project_id not in projects or key.start < start or key.start + SIZE_S[key.size] > end
+        }
+        self._rows |= {key: _Row(aggregate.copy(), epoch, 0, recomputed=True) for key, aggregate in rows}
+
+    async def read(
+        self, project_id: str, metric: str, size: RolledSize, start: int, end: int, *, grouped: bool
+    ) -> RollupColumns:
+        self._require_available()
+        found: dict[Dimensions, list[tuple[int, Aggregate]]] = {}
+        for key in sorted(self._rows):
+            if key[:3] == (project_id, metric, size) and start <= key.start < end and bool(key.dimensions) == grouped:
+                found.setdefault(key.dimensions, []).append((key.start, self._rows[key].aggregate))
+        return RollupColumns([_series(dimensions, rows) for dimensions, rows in sorted(found.items())])
+
+    async def late_days(
+        self, partitions: Sequence[int], *, quiet_s: float, max_wait_s: float, limit: int
+    ) -> list[LateDay]:
+        self._require_available()
+        now = self._clock()
+        due = [
+            (mark.first_marked, LateDay(project_id, day, mark.version))
+            for (project_id, day), mark in self._marks.items()
+            if partition_of(project_id, self._partitions) in partitions
+            and (now - mark.last_marked >= quiet_s or now - mark.first_marked >= max_wait_s)
+        ]
+        return [day for _, day in sorted(due)[:limit]]
+
+    async def clear_late_days(self, days: Sequence[LateDay]) -> None:
+        self._require_available()
+        for project_id, day, version in days:
+            mark = self._marks.get((project_id, day))
+            if mark and mark.version == version:
+                del self._marks[project_id, day]
+            elif mark:
+                self._marks[project_id, day] = _Mark(mark.version, self._clock(), mark.last_marked)
+
+    async def mark_days(self, project_id: str, days: Sequence[date] | None = None) -> int:
+        self._require_available()
+        marked = set(self._days_with_events(project_id) if days is None else days)
+        now = self._clock()
+        for day in marked:
+            self._version += 1
+            known = self._marks.get((project_id, day))
+            self._marks[project_id, day] = _Mark(self._version, known.first_marked if known else now, now)
+        return len(marked)
+
+    async def days_left(self, project_id: str) -> int:
+        self._require_available()
+        return sum(project_id == marked for marked, _ in self._marks)
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+    def _days_with_events(self, project_id: str) -> set[date]:
+        rows = self._store.rows if self._store else []
+        days = {day_of(int(row["timestamp"].timestamp() // 1)) for row in rows if row["project_id"] == project_id}
+        records = self._store.records if self._store else {}
+        return days | {day_of(key.minute) for key in records if key.project_id == project_id}
+
+    def _require_available(self) -> None:
+        if not self.available:
+            raise Unavailable("made to be away")
+
+
+def _series(dimensions: Dimensions, rows: list[tuple[int, Aggregate]]) -> RollupSeries:
+    aggregates = [aggregate for _, aggregate in rows]
+    has_sketches = any(each.unique is not None or each.quantiles is not None for each in aggregates)
+    return RollupSeries(
+        dimensions,
+        np.array([start for start, _ in rows], np.int64),
+        np.array([each.count for each in aggregates], np.int64),
+        [each.total for each in aggregates],
+        np.array([np.nan if each.minimum is None else each.minimum for each in aggregates], np.float64),
+        np.array([np.nan if each.maximum is None else each.maximum for each in aggregates], np.float64),
+        [encode_aggregate(each) for each in aggregates] if has_sketches else None,
+    )

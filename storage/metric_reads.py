@@ -1,0 +1,31 @@
+"""What the reader of metrics asks PostgreSQL beside roll-ups and events: how far the event store is, and whether the
+roll-ups of a range have changed."""
+
+from datetime import UTC, datetime
+
+from storage.postgres import Postgres
+from storage.postgres_store import SINK
+from storage.statements import statement
+
+_STORED_BELOW = "SELECT next_offset FROM checkpoints WHERE sink = $1 AND partition_id = $2"
+_RANGE_VERSION = statement("range_version")
+
+
+class MetricReads:
+    """Every call has the deadline of the `Postgres` it is given, and raises `Unavailable` after it."""
+
+    def __init__(self, postgres: Postgres) -> None:
+        self._postgres = postgres
+
+    async def stored_below(self, partition: int) -> int:
+        """The event store has the records of the partition below this offset; 0 before the first."""
+        async with self._postgres.session() as connection:
+            return await connection.fetchval(_STORED_BELOW, SINK, partition) or 0
+
+    async def range_version(self, project_id: str, metric: str, start: int, end: int) -> str | None:
+        """A text that changes whenever a roll-up of the metric in [start, end) (seconds since the epoch) does; None
+        while a day of the range waits for its recomputation."""
+        times = (datetime.fromtimestamp(second, UTC) for second in (start, end))
+        async with self._postgres.session() as connection:
+            version: str | None = await connection.fetchval(_RANGE_VERSION, project_id, metric, *times)
+        return version

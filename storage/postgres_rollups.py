@@ -1,0 +1,220 @@
+"""Roll-ups in PostgreSQL: the table metric_aggregates, and the marks of late days. The law is `storage.rollups`'s.
+
+Rows are written with one statement for thousands, and read in columns: one record a group, whatever its length.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+import msgspec
+import numpy as np
+
+from storage.aggregate import ZERO, Aggregate, Aggregation, encode_aggregate
+from storage.errors import Fenced
+from storage.fingerprint import partition_of
+from storage.postgres import Connection, Postgres
+from storage.rollups import (
+    GRANULARITY,
+    LateDay,
+    RolledSize,
+    RollupColumns,
+    RollupSeries,
+    check_range,
+    check_rolled,
+    days_within,
+    dimensions_hash,
+    metric_type,
+)
+from storage.statements import statement
+from storage.window_key import Dimensions, WindowKey
+
+AggregationOf = Callable[[str, str], Aggregation | None]
+"""A project's metric to its aggregation, None where that is not known."""
+
+ROWS_A_STATEMENT = 5000
+"""Some 50 ms."""
+
+REPLACE_DEADLINE_S = 300.0
+"""A day of minutes of many groups is some hundred thousand rows."""
+
+MARK_DEADLINE_S = 60.0
+"""Finding all days with events takes some 10 µs for each, in each daily partition."""
+
+_UPSERT = statement("upsert_rollups")
+_READ = statement("read_rollups")
+_READ_PLAN = statement("read_rollups_plan")
+_CLAIM_DAYS = statement("claim_recomputed_days")
+_DELETE = statement("delete_rollups")
+_DUE = statement("due_late_days")
+_LOCK_DAYS = statement("lock_late_days")
+_CLEAR_DAYS = statement("clear_late_days")
+_RENEW_DAYS = statement("renew_late_days")
+_MARK_DAYS = statement("mark_late_days")
+_DAYS_WITH_EVENTS = statement("days_with_events")
+_DAYS_LEFT = "SELECT count(*) FROM late_days WHERE project_id = $1"
+
+_2000_S = 946684800
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_Rows = Sequence[tuple[WindowKey, Aggregate]]
+
+
+class PostgresRollups:
+    """Every call has the deadline of the `Postgres` it is given, but for those with a deadline of their own above.
+
+    `aggregation_of` tells what a row's `value` is (a column for people and their tools; nothing here reads it).
+    Without it the value is the unique count, median or sum that the row has, else its count.
+    """
+
+    def __init__(self, postgres: Postgres, *, partitions: int, aggregation_of: AggregationOf | None = None) -> None:
+        self._postgres = postgres
+        self._partitions = partitions
+        self._aggregation_of = aggregation_of or _unknown
+
+    async def upsert(self, rows: _Rows, *, epoch: int, next_offset: int) -> None:
+        check_rolled([key for key, _ in rows])
+        if not rows:
+            return
+        async with self._postgres.transaction() as connection:
+            await self._write(connection, rows, epoch, next_offset, recomputed=False)
+
+    async def replace(self, project_ids: Sequence[str], start: int, end: int, rows: _Rows, *, epoch: int) -> None:
+        check_range(start, end, [key for key, _ in rows], project_ids)
+        claimed = [(project_id, day) for project_id in project_ids for day in days_within(start, end)]
+        if not claimed:
+            return
+        projects, days = zip(*claimed, strict=True)
+        async with self._postgres.transaction(deadline_s=REPLACE_DEADLINE_S) as connection:
+            if len(await connection.fetch(_CLAIM_DAYS, projects, days, epoch)) < len(claimed):
+                raise Fenced(f"days of {', '.join(project_ids)} were recomputed under a later epoch than {epoch}")
+            await connection.execute(_DELETE, project_ids, _instant(start), _instant(end))
+            await self._write(connection, rows, epoch, 0, recomputed=True)
+
+    async def _write(
+        self, connection: Connection, rows: _Rows, epoch: int, next_offset: int, *, recomputed: bool
+    ) -> None:
+        # Sorted over all statements, so that no two writers wait for each other.
+        ordered = sorted(rows, key=_row_order)
+        for first in range(0, len(ordered), ROWS_A_STATEMENT):
+            some = ordered[first : first + ROWS_A_STATEMENT]
+            columns = zip(*(self._columns(key, aggregate) for key, aggregate in some), strict=True)
+            await connection.execute(_UPSERT, *columns, epoch, next_offset, recomputed)
+
+    def _columns(self, key: WindowKey, aggregate: Aggregate) -> tuple[object, ...]:
+        """In the order of upsert_rollups.sql."""
+        aggregation = metric_type(self._aggregation_of(key.project_id, key.metric), aggregate)
+        has_sketch = aggregate.unique is not None or aggregate.quantiles is not None
+        return (
+            key.project_id,
+            key.metric,
+            aggregation,
+            GRANULARITY[key.size],
+            key.start,
+            dimensions_hash(key.dimensions),
+            _value(aggregate, aggregation),
+            _dimensions_json(key.dimensions),
+            aggregate.count,
+            None if aggregate.minimum is None else aggregate.total,
+            aggregate.minimum,
+            aggregate.maximum,
+            encode_aggregate(aggregate) if has_sketch else None,
+        )
+
+    async def read(
+        self, project_id: str, metric: str, size: RolledSize, start: int, end: int, *, grouped: bool
+    ) -> RollupColumns:
+        wanted = (project_id, metric, GRANULARITY[size], _instant(start), _instant(end), grouped)
+        async with self._postgres.transaction(snapshot=True) as connection:
+            await connection.execute(_READ_PLAN)
+            records = await connection.fetch(_READ, *wanted)
+        return RollupColumns(sorted(map(_series, records), key=lambda series: series.dimensions))
+
+    async def late_days(
+        self, partitions: Sequence[int], *, quiet_s: float, max_wait_s: float, limit: int
+    ) -> list[LateDay]:
+        async with self._postgres.session() as connection:
+            return [LateDay(*row) for row in await connection.fetch(_DUE, partitions, quiet_s, max_wait_s, limit)]
+
+    async def clear_late_days(self, days: Sequence[LateDay]) -> None:
+        if not days:
+            return
+        projects, dates, versions = zip(*days, strict=True)
+        async with self._postgres.transaction() as connection:
+            await connection.execute(_LOCK_DAYS, projects, dates)
+            await connection.execute(_CLEAR_DAYS, projects, dates, versions)
+            await connection.execute(_RENEW_DAYS, projects, dates)
+
+    async def mark_days(self, project_id: str, days: Sequence[date] | None = None) -> int:
+        async with self._postgres.transaction(deadline_s=MARK_DEADLINE_S) as connection:
+            if days is None:
+                days = [row["day"] for row in await connection.fetch(_DAYS_WITH_EVENTS, project_id)]
+            numbers = sorted({(day - _EPOCH.date()).days for day in days})
+            partition = partition_of(project_id, self._partitions)
+            marks = ([project_id] * len(numbers), numbers, [partition] * len(numbers))
+            await connection.execute(_MARK_DAYS, *marks)
+        return len(numbers)
+
+    async def days_left(self, project_id: str) -> int:
+        async with self._postgres.session() as connection:
+            return await connection.fetchval(_DAYS_LEFT, project_id) or 0
+
+    async def close(self) -> None:
+        """Nothing: the `Postgres` is its owner's."""
+
+
+def _unknown(_project_id: str, _metric: str) -> None:
+    return None
+
+
+def _row_order(row: tuple[WindowKey, Aggregate]) -> tuple[str, str, str, int]:
+    key = row[0]
+    return key.project_id, key.metric, GRANULARITY[key.size], key.start
+
+
+def _value(aggregate: Aggregate, aggregation: Aggregation) -> Decimal | None:
+    value = aggregate.value(aggregation)
+    return Decimal(repr(value)) if isinstance(value, float) else None if value is None else Decimal(value)
+
+
+def _dimensions_json(dimensions: Dimensions) -> str | None:
+    """PostgreSQL's text has no NUL; an event that has one is a dead letter, and may have been counted before."""
+    if not dimensions:
+        return None
+    pairs = {name: value.replace("\0", "\ufffd") for name, value in dimensions}
+    return msgspec.json.encode(pairs).decode()
+
+
+def _instant(second: int) -> datetime:
+    return _EPOCH + timedelta(seconds=second)
+
+
+def _series(record: asyncpg.Record) -> RollupSeries:
+    starts = _integers(record["starts"]) // 1_000_000 + _2000_S
+    counts = _integers(record["counts"])
+    rows = len(starts)
+    sums = [ZERO] * rows if record["sums"] is None else list(map(Decimal, record["sums"].split(" ")))
+    minima, maxima = (_floats(record[name], rows) for name in ("minima", "maxima"))
+    sketches = record["sketches"]
+    # Rows come in the order of the index or of the table, as the planner likes.
+    if rows > 1 and not (np.diff(starts) > 0).all():
+        order = np.argsort(starts)
+        starts, counts, minima, maxima = starts[order], counts[order], minima[order], maxima[order]
+        sums = [sums[row] for row in order]
+        sketches = sketches and [sketches[row] for row in order]
+    return RollupSeries(_dimensions(record), starts, counts, sums, minima, maxima, sketches)
+
+
+def _dimensions(record: asyncpg.Record) -> Dimensions:
+    values: dict[str, str] = msgspec.json.decode(record["dimensions"])
+    return tuple((name, values[name]) for name in record["names"])
+
+
+def _integers(packed: bytes) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    return np.frombuffer(packed, ">i8").astype(np.int64)
+
+
+def _floats(packed: bytes | None, rows: int) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    return np.full(rows, np.nan) if packed is None else np.frombuffer(packed, ">f8").astype(np.float64)

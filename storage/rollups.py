@@ -1,0 +1,178 @@
+"""Roll-ups: closed windows kept for long, and the days that must be counted again. `PostgresRollups` and
+`MemoryRollups` both keep this contract.
+
+The law:
+- Rows are absolute values. An `upsert` carries (epoch, next_offset): how far the partition's log was counted. A row
+  that was written under a later pair stays as it is; the same pair writes again.
+- `replace` puts what was counted from the event store in the place of everything that was there, in one
+  transaction. It knows events that came too late for any window, so no `upsert` changes its rows afterwards: who
+  counts an event into an hour that may be recomputed already marks the day (`mark_days`).
+- A mark of a late day is set by the transaction that stores the late events (`PostgresStore`), so that it can be seen
+  as soon as they can. `clear_late_days` takes away only a mark that is still the one that was read: who reads the
+  mark first, then the events, and clears it at last, misses none. A mark that was renewed meanwhile waits anew.
+- Calls end at their deadline with `Unavailable`; every one of them may be repeated.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from storage.aggregate import Aggregate, Aggregation, decode_aggregate
+from storage.window_key import SIZE_S, Dimensions, Size, WindowKey
+
+RolledSize = Literal["1m", "1h", "1d"]
+GRANULARITY: dict[Size, str] = {"1m": "minute", "1h": "hour", "1d": "day"}
+"""Five minutes are merged from minutes where they are asked for."""
+
+DAY_S = 86400
+
+
+class LateDay(NamedTuple):
+    """A UTC day of event time with events that no window counted."""
+
+    project_id: str
+    day: date
+    version: int
+
+    @property
+    def start(self) -> int:
+        """Seconds since the epoch."""
+        return day_start(self.day)
+
+
+@dataclass(frozen=True)
+class RollupSeries:
+    """The rows of one group, oldest first; all columns have one length."""
+
+    dimensions: Dimensions
+    starts: np.ndarray
+    """int64, seconds since the epoch."""
+    counts: np.ndarray
+    """int64"""
+    sums: Sequence[Decimal]
+    minima: np.ndarray
+    """float64, NaN where there is none."""
+    maxima: np.ndarray
+    sketches: Sequence[bytes | None] | None
+    """Encoded aggregates; None when no row has one."""
+
+    def aggregate(self, row: int) -> Aggregate:
+        """The row as it was written. Raises `FormatError` for damaged bytes."""
+        encoded = self.sketches[row] if self.sketches else None
+        if encoded is not None:
+            return decode_aggregate(encoded)
+        return Aggregate(
+            count=int(self.counts[row]),
+            total=self.sums[row],
+            minimum=_number(self.minima[row]),
+            maximum=_number(self.maxima[row]),
+        )
+
+
+@dataclass(frozen=True)
+class RollupColumns:
+    series: Sequence[RollupSeries]
+    """In the order of their dimensions; [] when there is nothing."""
+
+
+class RollupStore(Protocol):
+    async def upsert(self, rows: Sequence[tuple[WindowKey, Aggregate]], *, epoch: int, next_offset: int) -> None:
+        """Write windows of 1m, 1h or 1d, each at most once; see the law. `ValueError` for another size."""
+
+    async def replace(
+        self,
+        project_ids: Sequence[str],
+        start: int,
+        end: int,
+        rows: Sequence[tuple[WindowKey, Aggregate]],
+        *,
+        epoch: int,
+    ) -> None:
+        """Of these projects, delete the minutes and hours in [start, end) and the days that lie wholly in it, and write
+        `rows` instead, which must be among these.
+
+        Seconds since the epoch, whole hours. Raises `Fenced` when an owner of a later epoch has recomputed a day of
+        this range already: what the caller has read is older.
+        """
+
+    async def read(
+        self, project_id: str, metric: str, size: RolledSize, start: int, end: int, *, grouped: bool
+    ) -> RollupColumns:
+        """The rows with `start` <= start < `end`: all groups (but not the total), or the total alone."""
+
+    async def late_days(
+        self, partitions: Sequence[int], *, quiet_s: float, max_wait_s: float, limit: int
+    ) -> list[LateDay]:
+        """Marks of these partitions' projects that were not renewed for `quiet_s`, or were set `max_wait_s` ago;
+        those that wait longest first."""
+
+    async def clear_late_days(self, days: Sequence[LateDay]) -> None:
+        """Take the marks away whose version is still this one."""
+
+    async def mark_days(self, project_id: str, days: Sequence[date] | None = None) -> int:
+        """Mark these days, or all that hold stored events of the project; returns how many."""
+
+    async def days_left(self, project_id: str) -> int:
+        """Marks of the project, of whatever origin: the progress of a backfill."""
+
+    async def close(self) -> None:
+        """A connection that was given stays open: it is its owner's."""
+
+
+def day_start(day: date) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+
+
+def day_of(second: int) -> date:
+    # Not fromtimestamp: some systems refuse times before 1970 there.
+    return date(1970, 1, 1) + timedelta(days=second // DAY_S)
+
+
+def days_within(start: int, end: int) -> list[date]:
+    """Every day that [start, end) touches."""
+    return [day_of(second) for second in range(start // DAY_S * DAY_S, end, DAY_S)]
+
+
+def dimensions_hash(dimensions: Dimensions) -> int:
+    """Names a group among a window's, signed 64 bits; 0 is the total. Some thousand groups do not collide."""
+    if not dimensions:
+        return 0
+    digest = xxh3_64_intdigest("\0".join(part for pair in dimensions for part in pair).encode())
+    return digest - (1 << 63)
+
+
+def check_rolled(keys: Sequence[WindowKey]) -> None:
+    for key in keys:
+        if key.size not in GRANULARITY:
+            raise ValueError(f"windows of {key.size} are not rolled up, only {', '.join(GRANULARITY)}")
+
+
+def check_range(start: int, end: int, keys: Sequence[WindowKey], project_ids: Sequence[str]) -> None:
+    """That all windows lie in the range that is replaced, so that none is left behind by the next time."""
+    check_rolled(keys)
+    if start % SIZE_S["1h"] or end % SIZE_S["1h"] or start > end:
+        raise ValueError(f"[{start}, {end}) is no range of whole hours")
+    projects = set(project_ids)
+    for key in keys:
+        if key.project_id not in projects or key.start < start or key.start + SIZE_S[key.size] > end:
+            raise ValueError(f"{key} is not in [{start}, {end}) of the projects that are replaced")
+
+
+def metric_type(aggregation: Aggregation | None, aggregate: Aggregate) -> Aggregation:
+    """What the row's value is: the metric's aggregation or, where it is not known, what the aggregate tells."""
+    if aggregation is not None:
+        return aggregation
+    if aggregate.unique is not None:
+        return "unique"
+    if aggregate.quantiles is not None:
+        return "p50"
+    return "count" if aggregate.minimum is None else "sum"
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

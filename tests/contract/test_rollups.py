@@ -1,0 +1,360 @@
+"""The law of `storage.rollups`, kept by the roll-ups in memory and by those in PostgreSQL alike."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import NamedTuple
+
+import asyncpg
+import numpy as np
+import pytest
+
+from config.settings import StoreSettings
+from storage.aggregate import AGGREGATIONS, Aggregate
+from storage.errors import Fenced
+from storage.event_store import EventStore
+from storage.fingerprint import partition_of
+from storage.memory_rollups import MemoryRollups
+from storage.memory_store import MemoryStore
+from storage.migrate import migrate
+from storage.postgres import Postgres
+from storage.postgres_rollups import PostgresRollups
+from storage.postgres_store import PostgresStore
+from storage.quantile_sketch import QuantileSketch
+from storage.rollups import DAY_S, RolledSize, RollupSeries, RollupStore, day_of, day_start
+from storage.unique_sketch import UniqueSketch
+from storage.window_key import Dimensions, Size, WindowKey
+from tests.contract.log_records import batch, event, record, write
+
+PARTITIONS = 64
+SHOP = partition_of("shop", PARTITIONS)
+DAY = day_start(date(2026, 5, 1))
+NEVER = 10_000.0
+
+
+class Subject(NamedTuple):
+    rollups: RollupStore
+    events: EventStore
+
+    async def read(
+        self, size: RolledSize, start: int = DAY, end: int = DAY + DAY_S, *, grouped: bool = False, metric: str = "m"
+    ) -> Sequence[RollupSeries]:
+        return (await self.rollups.read("shop", metric, size, start, end, grouped=grouped)).series
+
+    async def counts(self, size: RolledSize) -> dict[int, int]:
+        """Of the totals, by seconds into the day."""
+        series = await self.read(size)
+        return {int(s) - DAY: int(n) for s, n in zip(series[0].starts, series[0].counts, strict=True)} if series else {}
+
+
+def _told(aggregate: Aggregate) -> tuple[object, ...]:
+    """Everything that it can answer; the bytes of a quantile sketch are not the same each time."""
+    return aggregate.count, aggregate.total, *(aggregate.value(each) for each in AGGREGATIONS)
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def url(request: pytest.FixtureRequest) -> str:
+    """Of an empty database, "" for the roll-ups in memory."""
+    return "" if request.param == "memory" else str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+async def subject(url: str) -> AsyncIterator[Subject]:
+    if not url:
+        events = MemoryStore()
+        yield Subject(MemoryRollups(partitions=PARTITIONS, store=events), events)
+        return
+    await migrate(url)
+    postgres = Postgres(url, owner="test", pool_size=4, deadline_s=10)
+    store = PostgresStore(StoreSettings(postgres_url=url), owner="test")
+    yield Subject(PostgresRollups(postgres, partitions=PARTITIONS), store)
+    await postgres.close()
+    await store.close()
+
+
+def key(
+    at: int = 0, size: Size = "1h", dimensions: Dimensions = (), *, metric: str = "m", project: str = "shop"
+) -> WindowKey:
+    """`at`: seconds into the day."""
+    return WindowKey(project, metric, size, DAY + at, dimensions)
+
+
+async def test_values_come_back_as_they_were(subject: Subject) -> None:
+    exact, quantiles = UniqueSketch(), QuantileSketch()
+    exact.add_hashes(np.arange(10, dtype=np.uint64))
+    quantiles.add(np.arange(150.0))
+    aggregates = [
+        Aggregate(3, Decimal("12.30"), -1.5, 1e300),
+        Aggregate(10, unique=exact),
+        Aggregate(2**40),
+        Aggregate(150, Decimal("-0.000000001"), 0.0, 149.0, quantiles=quantiles),
+        Aggregate(1, Decimal("99999999999999999999999999999.999999999"), 5e-324, 5e-324),
+        Aggregate(),
+    ]
+    rows = [(key(3600 * n), aggregate) for n, aggregate in enumerate(aggregates)]
+    await subject.rollups.upsert(rows[::-1], epoch=1, next_offset=1)
+    [series] = await subject.read("1h")
+    assert series.dimensions == ()
+    assert series.starts.tolist() == [each.start for each, _ in rows]
+    assert series.counts.tolist() == [3, 10, 2**40, 150, 1, 0]
+    assert [_told(series.aggregate(row)) for row in range(6)] == [_told(each) for each in aggregates]
+    assert series.sums[0] == Decimal("12.3") and series.minima[0] == -1.5 and np.isnan(series.maxima[1])
+
+
+async def test_rows_of_plain_numbers_have_no_sketches(subject: Subject) -> None:
+    await subject.rollups.upsert([(key(), Aggregate(1))], epoch=1, next_offset=1)
+    [series] = await subject.read("1h")
+    assert series.sketches is None and list(series.sums) == [0] and np.isnan(series.minima[0])
+
+
+async def test_groups_and_totals_sizes_and_metrics_are_read_apart(subject: Subject) -> None:
+    two: Dimensions = (("device", 'mo:bi"le\\ü'), ("c", "AT"))
+    swapped: Dimensions = (("c", "AT"), ("device", 'mo:bi"le\\ü'))
+    rows = [
+        (key(), Aggregate(1)),
+        (key(3600), Aggregate(2)),
+        (key(0, "1h", two), Aggregate(3)),
+        (key(7200, "1h", two), Aggregate(4)),
+        (key(0, "1h", swapped), Aggregate(5)),
+        (key(0, "1m"), Aggregate(6)),
+        (key(0, "1d"), Aggregate(7)),
+        (key(metric="other"), Aggregate(8)),
+        (key(project="zoo"), Aggregate(9)),
+    ]
+    await subject.rollups.upsert(rows, epoch=1, next_offset=1)
+    assert await subject.counts("1h") == {0: 1, 3600: 2}
+    assert await subject.counts("1m") == {0: 6}
+    assert await subject.counts("1d") == {0: 7}
+    groups = await subject.read("1h", grouped=True)
+    assert [(s.dimensions, s.starts.tolist(), s.counts.tolist()) for s in groups] == [
+        (swapped, [DAY], [5]),
+        (two, [DAY, DAY + 7200], [3, 4]),
+    ]
+    assert [s.counts.tolist() for s in await subject.read("1h", DAY + 1, DAY + 7200)] == [[2]]
+    assert await subject.read("1h", DAY + 3601, DAY + DAY_S) == []
+    assert await subject.read("1h", metric="none") == []
+
+
+async def test_only_rolled_sizes_are_taken(subject: Subject) -> None:
+    with pytest.raises(ValueError, match="5m"):
+        await subject.rollups.upsert([(key(0, "5m"), Aggregate(1))], epoch=1, next_offset=1)
+    await subject.rollups.upsert([], epoch=1, next_offset=1)
+
+
+async def test_an_older_count_changes_nothing(subject: Subject) -> None:
+    """FN-1, CK-1."""
+
+    async def upsert(count: int, epoch: int, next_offset: int) -> int:
+        await subject.rollups.upsert([(key(), Aggregate(count))], epoch=epoch, next_offset=next_offset)
+        return (await subject.counts("1h"))[0]
+
+    assert await upsert(1, 5, 100) == 1
+    assert await upsert(2, 5, 99) == 1
+    assert await upsert(3, 4, 999) == 1
+    assert await upsert(4, 5, 100) == 4, "the same again"
+    assert await upsert(5, 5, 101) == 5
+    assert await upsert(6, 6, 0) == 6
+
+
+async def test_what_is_replaced_is_gone(subject: Subject) -> None:
+    rollups = subject.rollups
+    old = [(key(at, size), Aggregate(1)) for size in ("1m", "1h") for at in (0, 3600, 7200)]
+    old += [(key(0, "1d"), Aggregate(1)), (key(0, "1h", (("a", "b"),)), Aggregate(1))]
+    old += [(key(project="zoo"), Aggregate(9)), (key(0, "1h", metric="dropped"), Aggregate(1))]
+    await rollups.upsert(old, epoch=1, next_offset=1)
+    new = [(key(3600, "1h"), Aggregate(5)), (key(3660, "1m"), Aggregate(6))]
+    await rollups.replace(["shop", "none"], DAY, DAY + 7200, new, epoch=1)
+    assert await subject.counts("1h") == {3600: 5, 7200: 1}
+    assert await subject.counts("1m") == {3660: 6, 7200: 1}
+    assert await subject.counts("1d") == {0: 1}
+    assert await subject.read("1h", grouped=True) == []
+    assert await subject.read("1h", metric="dropped") == []
+    assert (await rollups.read("zoo", "m", "1h", DAY, DAY + DAY_S, grouped=False)).series[0].counts.tolist() == [9]
+    await rollups.replace(["shop"], DAY, DAY + DAY_S, [(key(0, "1d"), Aggregate(7))], epoch=1)
+    assert await subject.counts("1h") == await subject.counts("1m") == {}
+    assert await subject.counts("1d") == {0: 7}
+
+
+async def test_replacing_many_rows(subject: Subject) -> None:
+    rows = [
+        (key(60 * minute, "1m", (("g", f"{group}"),)), Aggregate(minute))
+        for minute in range(700)
+        for group in range(10)
+    ]
+    await subject.rollups.replace(["shop"], DAY, DAY + DAY_S, rows, epoch=1)
+    await subject.rollups.replace(["shop"], DAY, DAY + DAY_S, rows, epoch=1)
+    groups = await subject.read("1m", grouped=True)
+    assert len(groups) == 10
+    assert all(series.counts.tolist() == list(range(700)) for series in groups)
+
+
+async def test_what_was_recomputed_is_changed_by_recomputing_alone(subject: Subject) -> None:
+    """It knows events that no window does."""
+    rollups = subject.rollups
+    await rollups.replace(["shop"], DAY, DAY + 3600, [(key(), Aggregate(5))], epoch=1)
+    await rollups.upsert([(key(), Aggregate(4)), (key(3600), Aggregate(4))], epoch=9, next_offset=9)
+    assert await subject.counts("1h") == {0: 5, 3600: 4}
+    await rollups.replace(["shop"], DAY, DAY + 3600, [(key(), Aggregate(6))], epoch=9)
+    assert await subject.counts("1h") == {0: 6, 3600: 4}
+
+
+async def test_a_stale_owner_does_not_put_back_what_it_had_read(subject: Subject) -> None:
+    """FN-1."""
+    rollups = subject.rollups
+    await rollups.replace(["shop"], DAY, DAY + 3600, [(key(), Aggregate(2))], epoch=2)
+    with pytest.raises(Fenced):
+        await rollups.replace(["shop"], DAY, DAY + DAY_S, [(key(), Aggregate(1))], epoch=1)
+    with pytest.raises(Fenced):
+        await rollups.replace(["zoo", "shop"], DAY - DAY_S, DAY + 3600, [], epoch=1)
+    await rollups.replace(["shop"], DAY - DAY_S, DAY, [], epoch=1)
+    assert await subject.counts("1h") == {0: 2}
+
+
+async def test_what_does_not_lie_in_the_range_is_refused(subject: Subject) -> None:
+    outside = [key(3600), key(-3600), key(project="zoo"), key(0, "1d"), key(0, "5m")]
+    for each in outside:
+        with pytest.raises(ValueError, match=r"in \[|not rolled up"):
+            await subject.rollups.replace(["shop"], DAY, DAY + 3600, [(each, Aggregate(1))], epoch=1)
+    with pytest.raises(ValueError, match="whole hours"):
+        await subject.rollups.replace(["shop"], DAY + 60, DAY + 3600, [], epoch=1)
+
+
+async def test_marks_wait_for_quiet_or_long_enough(subject: Subject) -> None:
+    rollups = subject.rollups
+    first, second = date(2020, 2, 29), date(2019, 12, 31)
+    assert await rollups.mark_days("shop", [first, second, first]) == 2
+    assert await rollups.mark_days("zoo", [first]) == 1
+    assert await rollups.mark_days("shop", []) == 0
+    assert await rollups.days_left("shop") == 2
+
+    async def due(quiet_s: float, max_wait_s: float, limit: int = 9) -> list[tuple[str, date]]:
+        days = await rollups.late_days([SHOP], quiet_s=quiet_s, max_wait_s=max_wait_s, limit=limit)
+        return [(each.project_id, each.day) for each in days]
+
+    assert sorted(await due(0, NEVER)) == [("shop", second), ("shop", first)]
+    assert len(await due(0, NEVER, limit=1)) == 1
+    assert await due(NEVER, NEVER) == []
+    assert len(await due(NEVER, 0)) == 2
+    assert await rollups.late_days([SHOP + 1], quiet_s=0, max_wait_s=0, limit=9) == []
+
+
+async def test_only_the_mark_that_was_read_is_cleared(subject: Subject) -> None:
+    rollups = subject.rollups
+    days = [date(2020, 1, 1), date(2020, 1, 2)]
+    await rollups.mark_days("shop", days)
+    read = await rollups.late_days([SHOP], quiet_s=0, max_wait_s=NEVER, limit=9)
+    assert sorted(each.start for each in read) == [day_start(day) for day in days]
+    await rollups.mark_days("shop", days[:1])
+    await rollups.clear_late_days(read)
+    [left] = await rollups.late_days([SHOP], quiet_s=0, max_wait_s=NEVER, limit=9)
+    assert left.day == days[0] and left not in read
+    await rollups.clear_late_days([left, left._replace(project_id="zoo")])
+    await rollups.clear_late_days([])
+    assert await rollups.days_left("shop") == 0
+
+
+async def test_a_day_marked_again_and_again_waits_anew_each_time(subject: Subject) -> None:
+    rollups = subject.rollups
+    await rollups.mark_days("shop", [date(2020, 1, 1)])
+    [read] = await rollups.late_days([SHOP], quiet_s=0, max_wait_s=NEVER, limit=9)
+    await asyncio.sleep(0.2)
+    await rollups.mark_days("shop", [date(2020, 1, 1)])
+    assert len(await rollups.late_days([SHOP], quiet_s=NEVER, max_wait_s=0.2, limit=9)) == 1
+    await rollups.clear_late_days([read])
+    assert await rollups.late_days([SHOP], quiet_s=NEVER, max_wait_s=0.2, limit=9) == []
+    assert await rollups.days_left("shop") == 1
+
+
+async def test_all_days_with_events_are_marked(subject: Subject) -> None:
+    times = [
+        datetime(1969, 12, 31, 23, 59, tzinfo=UTC),
+        datetime(2020, 2, 29, 0, 0, tzinfo=UTC),
+        datetime(2020, 2, 29, 23, 59, 59, 999999, tzinfo=UTC),
+        datetime(2026, 1, 1, tzinfo=UTC),
+    ]
+    events = [event(f"{n}", timestamp=at) for n, at in enumerate(times)]
+    await subject.events.claim(SHOP, epoch=1)
+    elsewhere = event("z", project_id="zoo", timestamp=times[0] + timedelta(days=5))
+    await subject.events.write([write(record(batch(*events, elsewhere)), partition=SHOP)])
+    assert await subject.rollups.mark_days("shop") == 3
+    marked = await subject.rollups.late_days([SHOP], quiet_s=0, max_wait_s=0, limit=9)
+    assert {each.day for each in marked} == {each.date() for each in times}
+    assert await subject.rollups.mark_days("nobody") == 0
+
+
+@pytest.mark.parametrize("second", [0, -1, -DAY_S, DAY, DAY + DAY_S - 1])
+def test_the_day_of_a_second(second: int) -> None:
+    assert day_start(day_of(second)) <= second < day_start(day_of(second)) + DAY_S
+
+
+@pytest.fixture
+async def connection(postgres_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    await migrate(postgres_url)
+    made = await asyncpg.connect(postgres_url)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def postgres(connection: object, postgres_url: str) -> AsyncIterator[Postgres]:
+    made = Postgres(postgres_url, owner="test", pool_size=4, deadline_s=10)
+    yield made
+    await made.close()
+
+
+async def test_the_table_reads_as_the_documents_have_it(
+    postgres: Postgres, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    known = {"revenue": "sum", "response_time": "mean"}
+    rollups = PostgresRollups(postgres, partitions=PARTITIONS, aggregation_of=lambda _, metric: known.get(metric))  # type: ignore[arg-type, return-value]
+    unique = UniqueSketch()
+    unique.add_hashes(np.arange(7, dtype=np.uint64))
+    rows = [
+        (key(metric="daily_active_users", size="1d"), Aggregate(9, unique=unique)),
+        (
+            key(0, "1h", (("device", "mobile"), ("country", "US")), metric="revenue"),
+            Aggregate(4, Decimal(50000), 1.0, 2.0),
+        ),
+        (key(0, "1h", (("nul", "a\0b"),), metric="revenue"), Aggregate(4)),
+        (key(metric="response_time"), Aggregate(3, Decimal(10), 1.0, 5.0)),
+        (key(metric="unknown"), Aggregate(3)),
+    ]
+    await rollups.upsert(rows, epoch=1, next_offset=1)
+    found = await connection.fetch(
+        "SELECT metric_name, metric_type, time_granularity, round(value, 2)::text, dimensions::text"
+        " FROM metric_aggregates WHERE \"timestamp\" = '2026-05-01T00:00:00Z' ORDER BY metric_name, value"
+    )
+    assert [tuple(row) for row in found] == [
+        ("daily_active_users", "unique", "day", "7.00", "{}"),
+        ("response_time", "mean", "hour", "3.33", "{}"),
+        ("revenue", "sum", "hour", "50000.00", '{"device": "mobile", "country": "US"}'),
+        ("revenue", "sum", "hour", None, '{"nul": "a\ufffdb"}'),
+        ("unknown", "count", "hour", "3.00", "{}"),
+    ]
+
+
+async def test_thirty_days_of_hours_of_fifty_groups_are_read_fast(
+    postgres: Postgres, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """25 ms are wanted on a quiet machine; the bound here is for a busy one."""
+    rollups = PostgresRollups(postgres, partitions=PARTITIONS)
+    hours = 30 * 24
+    for group in range(51):
+        dimensions: Dimensions = (("country", f"C{group}"), ("device", "mobile")) if group else ()
+        rows = [
+            (key(3600 * hour, "1h", dimensions), Aggregate(hour, Decimal("1.25"), 1.0, 2.0)) for hour in range(hours)
+        ]
+        await rollups.upsert(rows, epoch=1, next_offset=1)
+    await connection.execute("VACUUM ANALYZE metric_aggregates")
+    times = []
+    for _ in range(7):
+        started = time.perf_counter()
+        columns = await rollups.read("shop", "m", "1h", DAY, DAY + 3600 * hours, grouped=True)
+        times.append(time.perf_counter() - started)
+    assert len(columns.series) == 50 and all(len(series.starts) == hours for series in columns.series)
+    print(f"36,000 rows: {min(times) * 1000:.1f} ms")
+    assert min(times) < 0.25
+    total = (await rollups.read("shop", "m", "1h", DAY, DAY + 3600 * hours, grouped=False)).series
+    assert [len(series.starts) for series in total] == [hours]

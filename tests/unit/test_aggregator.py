@@ -1,0 +1,337 @@
+"""The aggregator over stores in memory, in virtual time: whatever happens between, the windows are what was stored."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import pytest
+
+from analytics_actors.messages import APPENDED
+from config.settings import Settings
+from storage.event_batch import PackedRows
+from storage.memory_rollups import MemoryRollups
+from storage.memory_windows import MemoryWindows
+from storage.window_key import OTHER
+from tests.unit import virtual_time
+from tests.unit.aggregation import PARTITIONS, SETTINGS, Event, System, default_settings
+
+DAY_S = 86400
+
+
+def in_system(test: Callable[[System], Awaitable[None]], settings: Settings = SETTINGS) -> None:
+    async def main() -> None:
+        system = System(settings)
+        await system.start_batcher()
+        system.start_aggregator()
+        try:
+            while not system.current.ready:
+                await asyncio.sleep(0.1)
+            await test(system)
+        finally:
+            await system.close()
+
+    virtual_time.run(main())
+
+
+def events(system: System, *ages_s: float, prefix: str = "e", event_type: str = "page_view") -> list[Event]:
+    now_s = system.clock_s()
+    return [Event(f"{prefix}{n}", now_s - age, event_type, f"user-{n % 3}") for n, age in enumerate(ages_s)]
+
+
+def test_events_are_counted_once_and_rolled_up_when_their_windows_close() -> None:
+    async def test(system: System) -> None:
+        batch = [*events(system, 0, 1, 61), Event("p", system.clock_s(), "purchase", "", '{"amount": "0.10"}')]
+        assert await system.send("p", [*batch, *batch]) == [APPENDED]
+        await system.settle(200)
+        system.check()
+        assert system.current.observe().counters["events_counted"] == 4
+        assert {key.size for key in system.rollups.rows} == {"1m"}
+        system.skipped_s += 3600
+        await system.settle(200)
+        system.check()
+        assert {key.size for key in system.rollups.rows} == {"1m", "1h"}
+
+    in_system(test)
+
+
+def test_late_events_change_their_windows_and_later_ones_their_days() -> None:
+    async def test(system: System) -> None:
+        await system.send("p", events(system, 0, 3600, 20 * 3600))
+        await system.settle(100)
+        await system.send("p", events(system, 3601, 20 * 3600 + 1, 23 * 3600, 5 * DAY_S, 400 * DAY_S, prefix="late"))
+        await system.settle(100)
+        system.check()
+        view = system.current.observe()
+        assert view.late_events == 3
+        assert view.counters["days_recomputed"] >= 3
+        assert view.late_days_left == 0
+
+    in_system(test)
+
+
+def test_a_whole_day_passes_and_roll_ups_take_over_with_nothing_lost() -> None:
+    async def test(system: System) -> None:
+        for hour in range(36):
+            await system.send("p", events(system, 0, 1800, 7 * 3600, prefix=f"h{hour}-"))
+            await system.settle(100)
+            system.check()
+            system.skipped_s += 3600
+        assert "1d" in {key.size for key in system.rollups.rows}
+
+    in_system(test)
+
+
+def test_a_new_definition_counts_from_then_on_and_the_live_hours_before() -> None:
+    async def test(system: System) -> None:
+        await system.send("p", events(system, 0, 600, 7200, event_type="click"))
+        await system.settle(5)
+        await system.define("p", "click")
+        await system.send("p", events(system, 0, prefix="next", event_type="click"))
+        await system.settle(100)
+        system.check()
+        hours = {key: value.count for key, value in system.windows.windows.items() if key[1:3] == ("own", "1h")}
+        assert sum(count for key, count in hours.items() if not key.dimensions) == 4
+        # What the old definition counted and the new one does not is gone.
+        await system.define("p", "purchase")
+        await system.settle(100)
+        system.check()
+        hours = {key: value.count for key, value in system.windows.windows.items() if key[1:3] == ("own", "1h")}
+        assert set(hours.values()) == {0}
+        # A new life knows what was built.
+        await system.current.close()
+        system.start_aggregator()
+        await system.settle(20)
+        assert system.current.observe().counters.get("definitions_built", 0) == 0
+        system.check()
+
+    in_system(test)
+
+
+def test_a_definition_of_a_project_without_events_needs_no_building() -> None:
+    async def test(system: System) -> None:
+        await system.define("p", "click")
+        await system.settle(10)
+        await system.send("p", events(system, 0, 60, event_type="click"))
+        await system.settle(10)
+        system.check()
+        assert system.current.observe().counters.get("definitions_built", 0) == 0
+
+    in_system(test)
+
+
+def test_a_flushed_redis_is_noticed_without_traffic_and_rebuilt() -> None:
+    async def test(system: System) -> None:
+        await system.send("p", events(system, 0, 60, 3600, 20 * 3600))
+        await system.settle(100)
+        system.windows.flush_all()
+        await asyncio.sleep(10)
+        assert system.current.ready
+        system.check()
+        assert system.current.observe().counters["rebuilds"] > PARTITIONS
+
+    in_system(test)
+
+
+def test_windows_that_outlive_their_checkpoint_are_not_counted_on() -> None:
+    async def test(system: System) -> None:
+        for _ in range(4):
+            system.store.fail_next(committed=False)
+        await system.send("p", events(system, 0, 60, 3600))
+        await asyncio.sleep(0.5)
+        # Counted, not stored yet, and nobody knows any more how far.
+        assert system.windows.windows
+        assert not system.store.rows
+        system.windows._data.checkpoints.clear()
+        await system.settle(10)
+        system.check()
+
+    in_system(test)
+
+
+def test_a_mark_stays_while_its_late_events_are_in_an_hour_of_windows() -> None:
+    async def test(system: System) -> None:
+        # Too late by a minute, while the hour is still answered from windows.
+        await system.send("p", events(system, system.lateness_s + 60))
+        await system.settle(30)
+        assert await system.rollups.days_left("p") == 1
+        assert system.current.observe().late_days_left == 0
+        system.check()
+        system.skipped_s += 2 * 3600
+        await system.settle(30)
+        assert await system.rollups.days_left("p") == 0
+        system.check()
+
+    in_system(test)
+
+
+@pytest.mark.parametrize("max_resident_bytes", [1, 100_000, 10_000_000])
+def test_imported_years_are_recomputed_within_memory(max_resident_bytes: int) -> None:
+    async def test(system: System) -> None:
+        ages = [DAY_S * day + 977 * n for day in range(3, 40) for n in range(5)] + [DAY_S * 700]
+        for project in ("p", "q"):
+            for start in range(0, len(ages), 50):
+                await system.send(project, events(system, *ages[start : start + 50], prefix=f"{start}-"))
+        await system.settle(100)
+        system.check()
+        view = system.current.observe()
+        assert view.counters["days_recomputed"] >= 2 * 38
+        assert view.late_days_left == 0
+
+    in_system(test, default_settings(max_resident_bytes=max_resident_bytes))
+
+
+def test_groups_beyond_the_bound_are_other_in_windows_and_days() -> None:
+    async def test(system: System) -> None:
+        for number in range(20):
+            await system.send("p", events(system, 0, 3 * DAY_S, prefix=f"{number}-", event_type=f"type-{number}"))
+        await system.settle(100)
+        for found in (system.windows.windows, system.rollups.rows):
+            hours = [
+                (key, value) for key, value in found.items() if key.metric == "events" and key.size in ("1h", "1d")
+            ]
+            total = sum(value.count for key, value in hours if not key.dimensions)
+            grouped = [(key.dimensions[0][1], value.count) for key, value in hours if key.dimensions]
+            assert sum(count for _, count in grouped) == total > 0
+            assert OTHER in dict(grouped)
+            assert len({name for name, _ in grouped}) == 6
+        assert system.current.observe().counters["overflow_events"] == 15
+
+    in_system(test, default_settings(max_groups=5))
+
+
+def test_a_record_that_cannot_be_read_stops_its_own_partition_only() -> None:
+    async def test(system: System) -> None:
+        assert system.batcher is not None
+        damaged = msgspec.structs.replace(system.make_batch("q", events(system, 0)), rows=PackedRows(1000, b"not LZ4"))
+        await system.batcher.append([damaged])
+        await system.send("p", events(system, 0))
+        await asyncio.sleep(5)
+        view = system.current.observe()
+        assert [p.partition for p in view.partitions if p.state == "unreadable"] == [damaged.partition]
+        assert f"partition {damaged.partition}" in view.trouble
+        assert view.counters["events_counted"] == 1
+        assert system.current.failure is None
+
+    in_system(test)
+
+
+class Model:
+    """Everything that may happen to a shard, at any time."""
+
+    def __init__(self, seed: int, *, flushes: bool, settings: Settings) -> None:
+        self.random = random.Random(seed)
+        self.system = System(settings, chance=random.Random(seed + 1))
+        self.flushes = flushes
+        self.sent = 0
+
+    async def step(self) -> None:
+        system = self.system
+        if system.current.failure is not None:
+            # As Ray does when the controller has asked.
+            await self.crash()
+        actions = (
+            [self.send] * 10 + [self.breathe] * 4 + [self.crash, self.replace, self.publish_fails, self.write_fails]
+        )
+        actions += [self.redis_away, self.postgres_away, self.trim, self.jump, self.define]
+        if self.flushes:
+            actions += [self.flush]
+        await self.random.choice(actions)()
+
+    async def send(self) -> None:
+        project = f"project-{self.random.randrange(3)}"
+        made = [self.event() for _ in range(self.random.randrange(1, 8))]
+        # Some are sent again: duplicates are no events.
+        await self.system.send(project, made + made[: self.random.randrange(2)])
+
+    def event(self) -> Event:
+        self.sent += 1
+        age_s = self.random.choice([0, 0, 0, 1, 59, 61, 300, 3700, 7 * 3600, 21 * 3600, 79_100, 79_300, 30 * 3600, -90])
+        kind = self.random.choice(["page_view", "click", "purchase"])
+        amount = f'{{"amount": {self.random.randrange(1, 10_000) / 100}}}' if kind == "purchase" else "{}"
+        user = f"user-{self.random.randrange(20)}"
+        return Event(f"e{self.sent}", self.system.clock_s() - age_s, kind, user, amount)
+
+    async def crash(self) -> None:
+        """The process is gone in the middle of whatever it did."""
+        await self.system.current.close()
+        self.system.start_aggregator()
+
+    async def replace(self) -> None:
+        """A new owner while the old one still runs."""
+        self.system.start_aggregator()
+
+    async def publish_fails(self) -> None:
+        owner = self.system.views[len(self.system.aggregators) - 1]
+        owner.fail_next(applied=self.random.random() < 0.5)
+
+    async def write_fails(self) -> None:
+        self.system.store.fail_next(committed=self.random.random() < 0.5)
+
+    async def redis_away(self) -> None:
+        await self.away(self.system.views[len(self.system.aggregators) - 1])
+
+    async def postgres_away(self) -> None:
+        await self.away(self.system.rollups)
+
+    async def away(self, service: MemoryWindows | MemoryRollups) -> None:
+        service.available = False
+        await asyncio.sleep(self.random.choice([0.1, 3]))
+        service.available = True
+
+    async def flush(self) -> None:
+        """Redis has lost everything, and the log with it."""
+        self.system.windows.flush_all()
+        if self.random.random() < 0.5:
+            self.system.log.flush_all()
+
+    async def trim(self) -> None:
+        """The batcher had to make room."""
+        for partition, checkpoint in enumerate(await self.system.store.checkpoints(range(PARTITIONS))):
+            [state] = await self.system.log.state([partition])
+            if state is not None:
+                await self.system.log.trim(
+                    partition, epoch=state.epoch, below_offset=checkpoint.next_offset, ids_before_ms=0
+                )
+
+    async def jump(self) -> None:
+        self.system.skipped_s += self.random.choice([30, 600, 3600])
+
+    async def define(self) -> None:
+        await self.system.define(f"project-{self.random.randrange(3)}", self.random.choice(["click", "page_view"]))
+
+    async def breathe(self) -> None:
+        await asyncio.sleep(self.random.choice([0, 0.02, 0.3, 2, 10]))
+
+
+@pytest.mark.parametrize("flushes", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_model_with_crashes(seed: int, flushes: bool) -> None:
+    """WM-1, WM-2, FN-1, CK-1: any batching, any crash point, zombies, outcomes nobody knows, lost and trimmed logs."""
+
+    async def main() -> None:
+        # Every other time nothing stays in memory.
+        settings = SETTINGS if seed % 2 else default_settings(max_resident_bytes=5000)
+        model = Model(seed, flushes=flushes, settings=settings)
+        system = model.system
+        await system.start_batcher()
+        system.start_aggregator()
+        try:
+            for _ in range(70):
+                await model.step()
+            # Stale processes do not live for ever.
+            for stale in system.aggregators[:-1]:
+                await stale.close()
+            if system.current.failure is not None:
+                await model.crash()
+            await system.settle(180)
+            assert system.current.failure is None
+            system.check()
+            # What was open has closed.
+            system.skipped_s += 3600
+            await system.settle(180)
+            system.check()
+        finally:
+            await system.close()
+
+    virtual_time.run(main())
