@@ -5,7 +5,7 @@ reads them from a file, the environment and flags. Child processes and actors ar
 settings as JSON (`to_json`), so all of them run on exactly the same values.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -115,6 +115,25 @@ class WindowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     webhook_deadline_s: Annotated[Seconds, describe("deadline of one webhook request")] = 5.0
 
 
+class LakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Parquet files of all stored events, in a folder or an S3 bucket. Credentials of S3 are no settings: they come
+    from the usual places of AWS clients (environment, profile, role of the machine)."""
+
+    enabled: Annotated[bool, describe("write the stored events to Parquet files")] = True
+    url: Annotated[str, describe("file:///folder or s3://bucket/prefix; empty: <data>/lake")] = ""
+    endpoint_url: Annotated[str, describe("S3 server that is not Amazon's, as http(s)://host:port")] = ""
+    region: Annotated[str, describe("region of the bucket")] = "us-east-1"
+    path_style: Annotated[bool, describe("the bucket's name goes into the path and not into the host name")] = False
+    server_side_encryption: Annotated[
+        Literal["", "AES256", "aws:kms"], describe("encryption asked of S3 for each object; empty: the bucket's own")
+    ] = ""
+    request_timeout_s: Annotated[Seconds, describe("S3 may be silent for so long before a request is given up")] = 30.0
+    part_bytes: Annotated[Positive, describe("events in memory that are written as files at once")] = 64 * MIB
+    part_interval_s: Annotated[Seconds, describe("an event waits at most this long for its file")] = 60.0
+    compression: Annotated[Literal["snappy", "zstd"], describe("compression of the columns")] = "snappy"
+    max_resident_bytes: Annotated[Positive, describe("events that an exporter keeps in memory")] = 256 * MIB
+
+
 class ActorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Ray and the actors on it."""
 
@@ -136,6 +155,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     store: StoreSettings = StoreSettings()
     spool: SpoolSettings = SpoolSettings()
     windows: WindowSettings = WindowSettings()
+    lake: LakeSettings = LakeSettings()
     actors: ActorSettings = ActorSettings()
 
     def to_json(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Errors of the storage layer. Errors of a driver (asyncpg, redis, sqlite3) never leave it.
+"""Errors of the storage layer. Errors of a driver (asyncpg, redis, sqlite3, botocore) never leave it.
 
 StorageError
 ├── FormatError        stored bytes are damaged or of an unknown version
@@ -8,6 +8,7 @@ StorageError
 ├── LogFull            the log's memory is at its bound: slow down
 ├── SpoolFull          the spool is at its bound or its disk is full
 ├── NotFound           no such row
+├── Missing            no such object
 ├── Conflict           such a row exists already
 └── Misconfigured      a service is reachable and not usable as it is set up; the message says what to change
 """
@@ -43,6 +44,10 @@ class SpoolFull(StorageError):
 
 class NotFound(StorageError):
     """No such row."""
+
+
+class Missing(StorageError):
+    """No object of that key is in the object store."""
 
 
 class Conflict(StorageError):
