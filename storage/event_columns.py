@@ -54,6 +54,9 @@ _OPTIONS = csv.ConvertOptions(
     column_types=COLUMNS, strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""]
 )
 
+OFFSET_COLUMNS = COLUMNS.append(pa.field("log_offset", pa.int64(), nullable=False))
+"""An event and the offset of its record."""
+
 Batches = AsyncIterator[pa.RecordBatch]
 RecordChunk = Sequence[tuple[RecordKey, AggregatedRecord]]
 RecordChunks = AsyncIterator[RecordChunk]
