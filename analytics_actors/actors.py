@@ -24,6 +24,7 @@ from analytics_actors.ring import HashRing
 from analytics_actors.store_sink import OtherSinks, no_other_sinks
 from analytics_actors.windows.progress import windows_progress
 from config import logs
+from config.garbage import collect_seldom
 from config.settings import Settings
 from storage.aggregated import store_all
 from storage.event_batch import decode_batches
@@ -123,6 +124,7 @@ class BatcherActor:
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._endpoint = await server.start(host)
         self._batcher = batcher
+        collect_seldom()
         _log.info("partitions are open", extra={"action": "opened", "partitions": len(partitions)})
         return batcher
 

@@ -16,6 +16,7 @@ from analytics_actors.webhook import Webhooks
 from analytics_actors.webhook_hosts import WebhookHosts
 from analytics_actors.windows.definition_book import DefinitionBook
 from config import logs
+from config.garbage import collect_seldom
 from config.settings import Settings
 from storage.event_columns import PostgresEventColumns
 from storage.fingerprint import partition_of
@@ -109,6 +110,7 @@ class AggregatorActor:
             settings=settings,
         )
         aggregator.start(webhooks.run())
+        collect_seldom()
         return aggregator
 
 

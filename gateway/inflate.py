@@ -52,12 +52,14 @@ def inflate(body: bytes, content_encoding: str | None, *, max_bytes: int) -> byt
 
 
 def _encoding_of(header: str | None) -> str:
-    named = [part.strip().lower() for part in (header or "").split(",")]
+    if not header:
+        return "identity"
+    named = [part.strip().lower() for part in header.split(",")]
     applied = [name for name in named if name not in ("", "identity")]
     if not applied:
         return "identity"
     if len(applied) > 1 or applied[0] not in _STEPS:
-        raise ApiError("unsupported_encoding", f"Content-Encoding {(header or '')[:60]!r} is not taken.")
+        raise ApiError("unsupported_encoding", f"Content-Encoding {header[:60]!r} is not taken.")
     return applied[0]
 
 

@@ -5,6 +5,7 @@ supervisor sets, and any worker answers for all of them.
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,42 @@ SNAPSHOT_TTL_S = 1.0
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+class _Answers:
+    """Answers of one route and status that the collector has not been told of yet."""
+
+    __slots__ = ("_bounds", "_by_bucket", "_counter", "_histogram", "_seconds")
+
+    def __init__(self, counter: Counter, histogram: Histogram, bounds: Sequence[float]) -> None:
+        self._counter = counter
+        self._histogram = histogram
+        self._bounds = bounds
+        self._by_bucket = [0] * (len(bounds) + 1)
+        self._seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._by_bucket[bisect_left(self._bounds, seconds)] += 1
+        self._seconds += seconds
+
+    def flush(self) -> None:
+        total = sum(self._by_bucket)
+        if not total:
+            return
+        self._counter.inc(total)
+        # `observe` for many at once, which prometheus_client does not offer.
+        self._histogram._sum.inc(self._seconds)
+        for bucket, count in zip(self._histogram._buckets, self._by_bucket, strict=True):
+            if count:
+                bucket.inc(count)
+        self._by_bucket = [0] * len(self._by_bucket)
+        self._seconds = 0.0
+
+
 class Metrics:
-    """The metrics of one gateway worker. Methods are called once a request."""
+    """The metrics of one gateway worker.
+
+    `request`, `body`, `acknowledged` and `rejected` are called once a request and only add numbers up: a counter
+    that workers share takes a microsecond or two, and a request changes ten of them. `flush` tells them to the
+    collector; until then a scrape does not see them."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -42,32 +77,43 @@ class Metrics:
         self.inflight_bytes = self._gauge(catalogue.INFLIGHT_BYTES)
         self.spool_bytes = self._gauge(catalogue.SPOOL_BYTES)
         self.spool_batches = self._gauge(catalogue.SPOOL_BATCHES)
-        self._answers: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._answers: dict[tuple[str, int], _Answers] = {}
+        self._added: dict[Counter, int] = {}
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """`route` is a pattern of the route table, never a path."""
         found = self._answers.get((route, status))
         if found is None:
-            found = (self._requests.labels(route, str(status)), self._seconds.labels(route))
-            self._answers[route, status] = found
-        found[0].inc()
-        found[1].observe(seconds)
+            counter, histogram = self._requests.labels(route, str(status)), self._seconds.labels(route)
+            found = self._answers[route, status] = _Answers(counter, histogram, catalogue.HTTP_SECONDS.buckets)
+        found.add(seconds)
 
     def body(self, sent_bytes: int, inflated_bytes: int) -> None:
-        self._sent_bytes.inc(sent_bytes)
-        self._inflated_bytes.inc(inflated_bytes)
+        self._add(self._sent_bytes, sent_bytes)
+        self._add(self._inflated_bytes, inflated_bytes)
 
     def acknowledged(self, ack: str, *, accepted: int, duplicate: int) -> None:
-        self._acks[ack].inc()
-        self._accepted.inc(accepted)
+        self._add(self._acks[ack], 1)
+        self._add(self._accepted, accepted)
         if duplicate:
-            self._duplicate.inc(duplicate)
+            self._add(self._duplicate, duplicate)
 
     def rejected(self, counts: Mapping[str, int]) -> None:
         """Refused events of one request, by code."""
         for code, count in counts.items():
-            self._rejected.inc(count)
-            self._rejections.labels(code).inc(count)
+            self._add(self._rejected, count)
+            self._add(self._rejections.labels(code), count)
+
+    def flush(self) -> None:
+        """Call it some times a second, and before a scrape."""
+        for counter, count in self._added.items():
+            counter.inc(count)
+        self._added.clear()
+        for answers in self._answers.values():
+            answers.flush()
+
+    def _add(self, counter: Counter, count: int) -> None:
+        self._added[counter] = self._added.get(counter, 0) + count
 
     def _counter(self, metric: Metric) -> Counter:
         return Counter(metric.name, metric.help, metric.labels, registry=self.registry)
@@ -89,6 +135,7 @@ class Exposition:
     ) -> None:
         self._snapshot = Recent(snapshot, ttl_s=SNAPSHOT_TTL_S)
         self._shards = _ShardCollector()
+        self._metrics = metrics
         self._registry = metrics.registry
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             self._registry = CollectorRegistry()
@@ -97,6 +144,7 @@ class Exposition:
         ProcessCollector(registry=self._registry)
 
     async def text(self) -> bytes:
+        self._metrics.flush()
         shards = (await self._snapshot.get())["shards"]
         self._shards.views = [(str(row["shard"]), row["view"]) for row in shards if row["view"]]
         return generate_latest(self._registry)

@@ -8,7 +8,6 @@ and while PostgreSQL or Redis are away: known keys come from disk, and events go
 
 import argparse
 import asyncio
-import gc
 import logging
 import os
 import re
@@ -22,6 +21,7 @@ import uvloop
 
 from analytics_actors.background import Background
 from config import logs
+from config.garbage import collect_seldom
 from config.settings import Settings
 from gateway.app import create_app
 from gateway.decode import Decoder
@@ -43,7 +43,8 @@ from storage.redis_log import RedisLog
 from storage.registry import Registry
 from storage.spool import Spool
 
-GAUGES_INTERVAL_S = 1.0
+METRICS_INTERVAL_S = 0.5
+"""What other workers' scrapes see of this one is no older."""
 
 _log = logging.getLogger(__name__)
 
@@ -110,14 +111,10 @@ class Worker:
             for run in (keys.run(), self._watch(background), *drainers):
                 background.spawn(run)
             self._link.start()
-            # What lives now lives for ever: the collector need not look at it again.
-            gc.collect()
-            gc.freeze()
-            # Decoding makes thousands of short-lived containers and no cycles: looking for some less often
-            # costs a few MB at most.
-            gc.set_threshold(50_000, 20, 50)
+            collect_seldom()
             await serve(app, sock, gateway, on_shutdown=statistics.streams.close)
             await self._ingest.drain()
+            self._metrics.flush()
 
     def _open_spool(self) -> Spool:
         spool = Spool(self._folder / f"spool-{self._number}.sqlite", max_bytes=self._settings.spool.max_bytes)
@@ -133,12 +130,13 @@ class Worker:
         return [path for path, match in numbered if match and int(match[1]) >= self._settings.gateway.workers]
 
     async def _watch(self, background: Background) -> None:
-        """Keep the gauges up; end in good order when a background task has failed, for a fresh start."""
+        """Keep the metrics up; end in good order when a background task has failed, for a fresh start."""
         while background.failure is None:
             self._metrics.inflight_bytes.set(self._ingest.inflight_bytes)
             self._metrics.spool_bytes.set(self._spooler.bytes)
             self._metrics.spool_batches.set(self._spooler.batches)
-            await asyncio.sleep(GAUGES_INTERVAL_S)
+            self._metrics.flush()
+            await asyncio.sleep(METRICS_INTERVAL_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -11,6 +11,7 @@ metrics = Metrics()
 metrics.request("/v1/events", 202, 0.003)
 metrics.acknowledged("logged", accepted=5, duplicate=1)
 metrics.rejected({"too_deep": 2})
+metrics.flush()
 """
 
 SCRAPED = (
@@ -37,6 +38,8 @@ def test_counts_of_all_workers_are_summed(tmp_path: Path) -> None:
     text = run(SCRAPED, tmp_path)
     assert 'analytics_http_requests_total{route="/v1/events",status="202"} 3.0' in text
     assert 'analytics_http_request_seconds_count{route="/v1/events"} 3.0' in text
+    buckets = 'analytics_http_request_seconds_bucket{le="%s",route="/v1/events"}'
+    assert [f"{buckets % le} {n}" in text for le, n in (("0.002", 0.0), ("0.005", 3.0), ("+Inf", 3.0))] == [True] * 3
     assert 'analytics_events_total{outcome="accepted"} 15.0' in text
     assert 'analytics_event_rejections_total{code="too_deep"} 6.0' in text
     assert "process_resident_memory_bytes" in text
