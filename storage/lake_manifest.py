@@ -1,5 +1,5 @@
 """The lake's manifest: which objects hold which events. Readers take the file list from here, never from a listing.
-`PostgresManifest` and `MemoryManifest` both keep this contract.
+`PostgresManifest` (with `PostgresLakeSnapshots`) and `MemoryManifest` both keep this contract.
 
 What is exported is planned first, then put, then committed. Objects are named after their plan, so that whoever
 finishes a plan that somebody else began makes the same objects.
@@ -151,16 +151,15 @@ class LakeManifest(Protocol):
         epochs: Mapping[int, int],
         files: Sequence[LakeFile],
         *,
-        tail_since: Mapping[int, datetime] | None = None,
+        marks: Sequence[StoredMark] = (),
     ) -> CommitOutcome:
         """Make the files live and move the checkpoints; no file at all where the ranges hold no event to keep.
+        `marks` as for `advance_tails`: the best are those that the plan was cut at."""
 
-        `tail_since`: by partition the `since` of a mark whose `next_offset` is not above the plan's. It bounds what
-        a snapshot looks through; what is not named keeps the bound that it has."""
-
-    async def advance_tails(self, epochs: Mapping[int, int], tail_since: Mapping[int, datetime]) -> None:
-        """The same bound for partitions that have nothing to export: the marks are not above the checkpoints.
-        To be called about once a minute. A partition of another epoch is left as it is."""
+    async def advance_tails(self, marks: Sequence[StoredMark]) -> None:
+        """Bound what a snapshot looks through: it leaves out what was stored before the latest mark of the partition
+        that is not above its checkpoint. Marks above are left out, of any partition. To be called about once a
+        minute with fresh marks, for the partitions that have nothing to export."""
 
     async def plan_swap(self, kind: SwapKind, file_ids: Sequence[int]) -> int | None:
         """Begin to replace live files, of one hour unless they expire; the plan's id names the new objects. None when
@@ -169,6 +168,8 @@ class LakeManifest(Protocol):
     async def swap(self, plan_id: int, files: Sequence[LakeFile]) -> SwapOutcome:
         """Retire the files of the plan and make these live instead."""
 
+
+class LakeSnapshots(Protocol):
     def snapshot(
         self, project_id: str, *, start: datetime | None = None, end: datetime | None = None
     ) -> AbstractAsyncContextManager[LakeSnapshot]:

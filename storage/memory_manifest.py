@@ -141,12 +141,12 @@ class MemoryManifest:
         epochs: Mapping[int, int],
         files: Sequence[LakeFile],
         *,
-        tail_since: Mapping[int, datetime] | None = None,
+        marks: Sequence[StoredMark] = (),
     ) -> CommitOutcome:
-        return self._run(lambda: self._commit(plan_id, epochs, files, tail_since or {}))
+        return self._run(lambda: self._commit(plan_id, epochs, files, marks))
 
     def _commit(
-        self, plan_id: int, epochs: Mapping[int, int], files: Sequence[LakeFile], tail_since: Mapping[int, datetime]
+        self, plan_id: int, epochs: Mapping[int, int], files: Sequence[LakeFile], marks: Sequence[StoredMark]
     ) -> CommitOutcome:
         kept = self.plans.get(plan_id)
         if kept is None or kept.kind != "export" or kept.state == "cancelled":
@@ -159,18 +159,18 @@ class MemoryManifest:
         for each in ranges:
             self.checkpoints[each.partition] = Checkpoint(each.partition, epochs[each.partition], each.next_offset)
             self.exports.append(Exported(each, plan_id, self.clock()))
-        self._advance_tails({each.partition: epochs[each.partition] for each in ranges}, tail_since)
+        self._advance_tails(marks)
         self._add(plan_id, files)
         self._end(kept, "committed")
         return "committed"
 
-    async def advance_tails(self, epochs: Mapping[int, int], tail_since: Mapping[int, datetime]) -> None:
-        self._run(lambda: self._advance_tails(epochs, tail_since))
+    async def advance_tails(self, marks: Sequence[StoredMark]) -> None:
+        self._run(lambda: self._advance_tails(marks))
 
-    def _advance_tails(self, epochs: Mapping[int, int], tail_since: Mapping[int, datetime]) -> None:
-        for partition, since in tail_since.items():
-            if self.checkpoint(partition).epoch == epochs.get(partition):
-                self.tails[partition] = max(since, self.tails.get(partition, since))
+    def _advance_tails(self, marks: Sequence[StoredMark]) -> None:
+        for mark in marks:
+            if mark.next_offset <= self.checkpoint(mark.partition).next_offset:
+                self.tails[mark.partition] = max(mark.since, self.tails.get(mark.partition, mark.since))
 
     async def plan_swap(self, kind: SwapKind, file_ids: Sequence[int]) -> int | None:
         return self._run(lambda: self._plan_swap(kind, file_ids))
