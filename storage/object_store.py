@@ -8,9 +8,10 @@ The law:
   moment all have WRITTEN; the last one's bytes stand. Who may use a key is for the manifest to decide.
 - `Unavailable` leaves the outcome of a call unknown, and not even decided: the request may still take effect later.
 - `Misconfigured` is raised where only a person can help: no such bucket, no right, no credentials.
-- No call waits longer for a silent server than three times `lake.request_timeout_s`. A call that was cancelled ends
-  in the background; at most as many run as the store has threads, the others wait for their turn.
-- Keys are relative paths of plain segments. Of a key that is no such path, `ValueError` is raised.
+- A silent server is given up after a few times `lake.request_timeout_s`. A call that was cancelled ends in the
+  background; at most as many run as the store has threads, the others wait for their turn.
+- Keys are relative paths of plain segments. A key that is no such path is a `ValueError`; what lies in the store under
+  such names is not listed.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ class ObjectInfo(NamedTuple):
     key: str
     size: int
     checksum: str
-    """SHA-256 of the content in hex; empty where a listing does not tell."""
+    """SHA-256 of the content in hex; empty in listings, and for an object that something else has put."""
     modified_s: float
 
 
@@ -106,10 +107,14 @@ def _split(text: str) -> SplitResult:
     return url
 
 
+def is_key(text: str) -> bool:
+    parts = text.split("/")
+    return text.isprintable() and not any(part in ("", ".", "..") for part in parts) and not text.startswith(".")
+
+
 def checked_key(key: str) -> str:
     """The key itself. Raises `ValueError`."""
-    parts = key.split("/")
-    if not key.isprintable() or any(part in ("", ".", "..") for part in parts) or parts[0].startswith("."):
+    if not is_key(key):
         raise ValueError(f"{key!r} is no key of an object")
     return key
 

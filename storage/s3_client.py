@@ -1,0 +1,32 @@
+"""The client of S3: deadlines, retries, how the server is found. Credentials come from boto3's own chain."""
+
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from config.settings import LakeSettings
+from storage.errors import Misconfigured
+
+THREADS = 8
+"""Requests at once. A request waits for the network most of its time; more would only share the same line."""
+TRIES = 3
+
+
+def connect(settings: LakeSettings) -> Any:
+    """A client, which nothing was asked with yet. It may look for credentials in the network: not for the event loop.
+    Raises `Misconfigured` and errors of botocore."""
+    config = Config(
+        connect_timeout=settings.request_timeout_s,
+        read_timeout=settings.request_timeout_s,
+        retries={"mode": "standard", "total_max_attempts": TRIES},
+        max_pool_connections=THREADS,
+        s3={"addressing_style": "path" if settings.path_style else "auto"},
+    )
+    try:
+        # A session of its own: the shared one is not made for threads.
+        return boto3.session.Session().client(
+            "s3", region_name=settings.region, endpoint_url=settings.endpoint_url or None, config=config
+        )
+    except ValueError as error:
+        raise Misconfigured(f"lake.endpoint_url = {settings.endpoint_url!r}: {error}") from error
