@@ -7,25 +7,23 @@ The law, which `MemoryEventColumns` keeps as well:
 - Events that are only aggregated have no row: `records` are theirs, a minute each (`storage.aggregated`), also of a
   snapshot, where they come after its batches.
 - It reads as far as the caller takes batches, and a few batches ahead; how long the caller takes is its own affair
-  (an hour in all). Each batch comes within `CHUNK_DEADLINE_S`, else `Unavailable` is raised.
+  (an hour in all). Each batch comes within `storage.copied_rows.CHUNK_DEADLINE_S`, else `Unavailable` is raised.
 
-PostgreSQL sends the rows as CSV, in blocks that Arrow parses: no Python for each of them. The index (project_id,
-"timestamp") finds them, so that a read costs what it returns; the projects of a partition are found in the ledger,
-which has a row of every project that ever had an event.
+The index (project_id, "timestamp") finds the rows, so that a read costs what it returns; the projects of a partition
+are found in the ledger, which has a row of every project that ever had an event.
 """
 
 import asyncio
-import io
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
-from pyarrow import csv
 
 from storage.aggregated import AggregatedRecord, RecordKey
+from storage.copied_rows import READ_DEADLINE_S, copy_rows_out, parse_rows, produced
 from storage.errors import Unavailable
 from storage.event_batch import COLUMNS
 from storage.event_store import Checkpoint
@@ -36,12 +34,6 @@ from storage.postgres_aggregated import read_records
 from storage.postgres_store import SINK
 from storage.statements import statement
 
-CHUNK_BYTES = 4 * 1024 * 1024
-"""Of CSV: some 10,000 events. Three such blocks are in memory at most."""
-
-CHUNK_DEADLINE_S = 30.0
-READ_DEADLINE_S = 3600.0
-
 _CHECKPOINT = "SELECT partition_id, epoch, next_offset FROM checkpoints WHERE sink = $1 AND partition_id = $2"
 _PROJECTS = statement("projects_in_ledger")
 _EVENTS = statement("copy_events")
@@ -50,11 +42,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 # Between the clocks of gateways and the server.
 _CLOCKS_APART = timedelta(hours=1)
-_OPTIONS = csv.ConvertOptions(
-    column_types=COLUMNS, strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""]
-)
 
-OFFSET_COLUMNS = COLUMNS.append(pa.field("log_offset", pa.int64(), nullable=False))
+OFFSET_COLUMNS = COLUMNS.append(pa.field("log_offset", pa.int64()))
 """An event and the offset of its record."""
 
 Batches = AsyncIterator[pa.RecordBatch]
@@ -115,7 +104,7 @@ class PostgresEventColumns:
                 async for chunk in read_records(connection, projects, _instant(since_s), _LAST):
                     await put(chunk)
 
-        async with aclosing(_produced(produce)) as items:
+        async with aclosing(produced(produce)) as items:
             checkpoint = await anext(items)
             assert isinstance(checkpoint, Checkpoint)
             yield Snapshot(checkpoint, _batches(items), _record_chunks(items))
@@ -126,7 +115,7 @@ class PostgresEventColumns:
                 async for chunk in read_records(connection, project_ids, _instant(start_s), _instant(end_s)):
                     await put(chunk)
 
-        async with aclosing(_produced(produce)) as items:
+        async with aclosing(produced(produce)) as items:
             async for chunk in _record_chunks(items):
                 yield chunk
 
@@ -137,7 +126,7 @@ class PostgresEventColumns:
             async with self._postgres.transaction(snapshot=True, deadline_s=READ_DEADLINE_S) as connection:
                 await self._copy(connection, put, project_ids, _instant(start_s), _instant(end_s), below_offset)
 
-        async with aclosing(_produced(produce)) as items:
+        async with aclosing(produced(produce)) as items:
             async for batch in _batches(items):
                 yield batch
 
@@ -155,65 +144,8 @@ class PostgresEventColumns:
             return
         # Leaves out the days before: what has this time was not stored earlier.
         earliest = max(start, _FIRST + self._max_ahead + _CLOCKS_APART) - self._max_ahead - _CLOCKS_APART
-        rows: list[bytes] = []
-        size = 0
-
-        async def take(data: bytes) -> None:
-            # The protocol sends each row in a message of its own; the driver hands over all that one read brought.
-            nonlocal size
-            rows.append(data)
-            size += len(data)
-            if size >= CHUNK_BYTES:
-                block = b"".join(rows)
-                rows.clear()
-                size = 0
-                await put(block)
-
         await connection.execute(_PLAN)
-        await connection.copy_from_query(
-            _EVENTS,
-            list(projects),
-            start,
-            end,
-            earliest,
-            below_offset,
-            output=take,
-            format="csv",
-            timeout=READ_DEADLINE_S,
-        )
-        if rows:
-            await put(b"".join(rows))
-
-
-async def _produced(produce: Callable[[Put], Awaitable[None]]) -> AsyncGenerator[_Item, None]:
-    """What a task of its own puts, one item ahead; ends with the task. The database's deadlines must not
-    cancel whoever happens to work on a batch, as they would in the caller's own task."""
-    queue: asyncio.Queue[_Item | Exception | None] = asyncio.Queue(1)
-
-    async def run() -> None:
-        try:
-            await produce(queue.put)
-        except Exception as error:
-            await queue.put(error)
-        else:
-            await queue.put(None)
-
-    task = asyncio.create_task(run())
-    try:
-        while True:
-            try:
-                async with asyncio.timeout(CHUNK_DEADLINE_S):
-                    item = await queue.get()
-            except TimeoutError as error:
-                raise Unavailable(f"PostgreSQL: no events within {CHUNK_DEADLINE_S} s") from error
-            if item is None:
-                return
-            if isinstance(item, Exception):
-                raise item
-            yield item
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await copy_rows_out(connection, _EVENTS, (list(projects), start, end, earliest, below_offset), put)
 
 
 async def _batches(items: AsyncIterator[_Item]) -> Batches:
@@ -221,22 +153,13 @@ async def _batches(items: AsyncIterator[_Item]) -> Batches:
         if item == _ROWS_END:
             return
         assert isinstance(item, bytes)
-        yield await asyncio.to_thread(_parse, item)
+        yield await asyncio.to_thread(parse_rows, item, COLUMNS)
 
 
 async def _record_chunks(items: AsyncIterator[_Item]) -> RecordChunks:
     async for item in items:
         assert isinstance(item, list)
         yield item
-
-
-def _parse(block: bytes) -> pa.RecordBatch:
-    # One block of the reader's: it takes no row that is larger than its block.
-    read = csv.ReadOptions(column_names=COLUMNS.names, use_threads=False, block_size=len(block) + 1)
-    parse = csv.ParseOptions(newlines_in_values=True)
-    table = csv.read_csv(io.BytesIO(block), read_options=read, parse_options=parse, convert_options=_OPTIONS)
-    [batch] = table.combine_chunks().to_batches()
-    return batch
 
 
 def _instant(second: float) -> datetime:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from config.settings import StoreSettings
-from storage import event_columns
+from storage import copied_rows
 from storage.embedded.process import free_port
 from storage.errors import Unavailable
 from storage.event_batch import COLUMNS
@@ -191,7 +191,7 @@ async def test_a_caller_may_stop_anywhere(subject: Subject) -> None:
 
 
 async def test_many_rows_come_in_chunks(postgres_subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_columns, "CHUNK_BYTES", 100_000)
+    monkeypatch.setattr(copied_rows, "CHUNK_BYTES", 100_000)
     for number in range(3):
         events = [event(f"{number}-{n}", properties=json.dumps({"x": "y" * (n % 300)})) for n in range(1000)]
         await postgres_subject.store_events(*events, first=number)
@@ -210,7 +210,7 @@ async def test_many_rows_come_in_chunks(postgres_subject: Subject, monkeypatch: 
 async def test_what_is_abandoned_leaves_nothing_behind(
     postgres_subject: Subject, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_columns, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(copied_rows, "CHUNK_BYTES", 10_000)
     for number in range(4):
         events = [event(f"{number}-{n}", properties=json.dumps({"x": "y" * 2000})) for n in range(2000)]
         await postgres_subject.store_events(*events, first=number)
@@ -227,7 +227,7 @@ async def test_what_is_abandoned_leaves_nothing_behind(
 async def test_a_session_that_the_server_ends_is_unavailable(
     postgres_subject: Subject, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_columns, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(copied_rows, "CHUNK_BYTES", 10_000)
     for number in range(4):
         events = [event(f"{number}-{n}", properties=json.dumps({"x": "y" * 2000})) for n in range(2000)]
         await postgres_subject.store_events(*events, first=number)
@@ -245,7 +245,7 @@ async def test_a_session_that_the_server_ends_is_unavailable(
 async def test_a_chunk_that_does_not_come_is_unavailable_in_time(
     postgres_subject: Subject, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_columns, "CHUNK_DEADLINE_S", 0.3)
+    monkeypatch.setattr(copied_rows, "CHUNK_DEADLINE_S", 0.3)
     await postgres_subject.store_events(event("a"))
     connection = await asyncpg.connect(postgres_url)
     await connection.execute("BEGIN; LOCK TABLE events_log IN ACCESS EXCLUSIVE MODE")

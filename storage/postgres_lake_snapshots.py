@@ -1,0 +1,62 @@
+"""One moment of the lake and of what is not in it yet, out of PostgreSQL. The law is `storage.lake_manifest`'s.
+
+Manifest, checkpoints and rows are read in one REPEATABLE READ transaction, which lasts until the tail is read."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from datetime import datetime
+
+import pyarrow as pa
+
+from storage.copied_rows import READ_DEADLINE_S, copy_rows_out, parse_rows, produced
+from storage.event_columns import OFFSET_COLUMNS
+from storage.event_store import Checkpoint
+from storage.fingerprint import partition_of
+from storage.lake_manifest import FileEntry, LakeSnapshot
+from storage.postgres import Postgres
+from storage.postgres_lake_files import entry_of
+from storage.statements import statement
+
+_CHECKPOINT = statement("snapshot_checkpoint")
+_FILES = statement("snapshot_files")
+_TAIL = statement("copy_tail")
+_PLAN = statement("copy_tail_plan")
+
+_Head = tuple[list[FileEntry], Checkpoint, int]
+_Item = _Head | bytes
+
+
+class PostgresLakeSnapshots:
+    """`storage.lake_manifest.LakeSnapshots`. Each snapshot under way holds one connection of the `Postgres`, until
+    its tail is read or its block ends."""
+
+    def __init__(self, postgres: Postgres, *, partitions: int) -> None:
+        self._postgres = postgres
+        self._partitions = partitions
+
+    @asynccontextmanager
+    async def snapshot(
+        self, project_id: str, *, start: datetime | None = None, end: datetime | None = None
+    ) -> AsyncIterator[LakeSnapshot]:
+        partition = partition_of(project_id, self._partitions)
+
+        async def produce(put: Callable[[_Item], Awaitable[None]]) -> None:
+            async with self._postgres.transaction(snapshot=True, deadline_s=READ_DEADLINE_S) as connection:
+                [(epoch, next_offset, stored_below, since)] = await connection.fetch(_CHECKPOINT, partition)
+                files = [entry_of(row) for row in await connection.fetch(_FILES, project_id, start, end)]
+                await put((files, Checkpoint(partition, epoch, next_offset), stored_below))
+                if stored_below > next_offset:
+                    await connection.execute(_PLAN)
+                    await copy_rows_out(connection, _TAIL, (project_id, start, end, next_offset, since), put)
+
+        async with aclosing(produced(produce)) as items:
+            head = await anext(items)
+            assert isinstance(head, tuple)
+            yield LakeSnapshot(*head, _batches(items))
+
+
+async def _batches(items: AsyncIterator[_Item]) -> AsyncIterator[pa.RecordBatch]:
+    async for item in items:
+        assert isinstance(item, bytes)
+        yield await asyncio.to_thread(parse_rows, item, OFFSET_COLUMNS)
