@@ -14,6 +14,7 @@ import redis
 
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.embedded.valkey import EmbeddedValkey
+from tests.object_servers import ObjectServer, start_moto, start_swift
 from tests.system import Client, RunningSystem
 
 
@@ -72,6 +73,26 @@ def valkey_url(valkey_server: EmbeddedValkey) -> str:
     with redis.Redis.from_url(valkey_server.url) as client:
         client.flushall()
     return valkey_server.url
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """S3 in memory; credentials are not looked at."""
+    server = start_moto(tmp_path_factory.mktemp("moto"))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """S3 on disk."""
+    server = start_swift(tmp_path_factory.mktemp("swift"))
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session")
