@@ -21,7 +21,7 @@ from storage.statements import statement
 _CHECKPOINT = statement("snapshot_checkpoint")
 _FILES = statement("snapshot_files")
 _TAIL = statement("copy_tail")
-_PLAN = statement("copy_tail_plan")
+_PLAN = statement("copy_recent_plan")
 
 _Head = tuple[list[FileEntry], Checkpoint, int]
 _Item = _Head | bytes
