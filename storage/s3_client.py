@@ -21,7 +21,7 @@ def connect(settings: LakeSettings) -> Any:
         read_timeout=settings.request_timeout_s,
         retries={"mode": "standard", "total_max_attempts": TRIES},
         max_pool_connections=THREADS,
-        s3={"addressing_style": "path" if settings.path_style else "auto"},
+        s3={"addressing_style": _addressing(settings)},
     )
     try:
         # A session of its own: the shared one is not made for threads.
@@ -30,3 +30,10 @@ def connect(settings: LakeSettings) -> Any:
         )
     except ValueError as error:
         raise Misconfigured(f"lake.endpoint_url = {settings.endpoint_url!r}: {error}") from error
+
+
+def _addressing(settings: LakeSettings) -> str:
+    if settings.path_style:
+        return "path"
+    # "auto" would be path style with any server but Amazon's, and is right for Amazon's: names with dots.
+    return "virtual" if settings.endpoint_url else "auto"

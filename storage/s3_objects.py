@@ -125,6 +125,9 @@ class S3Objects:
         return self._compare(client, target, size, checksum)
 
     def _put_parts(self, client: Any, target: dict[str, Any], file: IO[bytes], kind: dict[str, Any]) -> None:
+        is_checked = client.meta.config.request_checksum_calculation == "when_supported"
+        # Parts come with this checksum by themselves; Amazon takes it only if it was told at the beginning.
+        kind = kind | ({"ChecksumAlgorithm": "CRC32"} if is_checked else {})
         upload = {**target, "UploadId": client.create_multipart_upload(**target, **kind)["UploadId"]}
         try:
             parts: list[dict[str, Any]] = []
