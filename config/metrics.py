@@ -39,6 +39,17 @@ INFLIGHT_BYTES = Metric("analytics_gateway_inflight_bytes", "gauge", "Bytes of e
 SPOOL_BYTES = Metric("analytics_spool_bytes", "gauge", "Bytes in the gateway's spool.")
 SPOOL_BATCHES = Metric("analytics_spool_batches", "gauge", "Batches in the gateway's spool.")
 
+QUERIES = Metric("analytics_sql_queries", "counter", "SQL queries, by outcome or an error's code.", ("outcome",))
+QUERY_SECONDS = Metric(
+    "analytics_sql_query_seconds",
+    "histogram",
+    "Time of an SQL query from its turn to its answer, in seconds.",
+    (),
+    (*LATENCY_BUCKETS_S, 20.0, 30.0, 60.0),
+)
+QUERY_FILES = Metric("analytics_sql_query_files", "counter", "Files of the lake that SQL queries were run over.")
+QUERY_BYTES = Metric("analytics_sql_query_read_bytes", "counter", "Bytes that SQL queries have read of files.")
+
 GATEWAY_METRICS = (
     HTTP_REQUESTS,
     HTTP_SECONDS,
@@ -49,6 +60,10 @@ GATEWAY_METRICS = (
     INFLIGHT_BYTES,
     SPOOL_BYTES,
     SPOOL_BATCHES,
+    QUERIES,
+    QUERY_SECONDS,
+    QUERY_FILES,
+    QUERY_BYTES,
 )
 """Kept by each gateway worker."""
 

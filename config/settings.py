@@ -134,6 +134,24 @@ class LakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_resident_bytes: Annotated[Positive, describe("events that an exporter keeps in memory")] = 256 * MIB
 
 
+class QuerySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """SQL over the events of a project, each query in a process of its own. Bounds are those of one gateway worker."""
+
+    concurrency: Annotated[Positive, describe("queries at once")] = 2
+    queue: Annotated[int, Meta(ge=0), describe("queries that wait for their turn; more get 503")] = 8
+    queue_wait_s: Annotated[Seconds, describe("a query waits at most this long for its turn, then gets 503")] = 10.0
+    deadline_s: Annotated[Seconds, describe("after this a query's process is killed")] = 30.0
+    memory_bytes: Annotated[int, Meta(ge=256 * MIB), describe("memory of one query's process, and its disk space")] = (
+        1 * GIB
+    )
+    threads: Annotated[Positive, describe("threads of one query")] = 2
+    max_rows: Annotated[Positive, describe("most rows in one answer; more are cut off")] = 10_000
+    max_result_bytes: Annotated[Positive, describe("most bytes of rows in one answer; more are cut off")] = 16 * MIB
+    warm_processes: Annotated[int, Meta(ge=0), describe("processes that wait for the next query")] = 1
+    warm_idle_s: Annotated[Seconds, describe("and how long after the last one")] = 300.0
+    cache_bytes: Annotated[Positive, describe("files of an S3 lake kept on this machine's disk")] = 2 * GIB
+
+
 class ActorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Ray and the actors on it."""
 
@@ -156,6 +174,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spool: SpoolSettings = SpoolSettings()
     windows: WindowSettings = WindowSettings()
     lake: LakeSettings = LakeSettings()
+    query: QuerySettings = QuerySettings()
     actors: ActorSettings = ActorSettings()
 
     def to_json(self) -> bytes:

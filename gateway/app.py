@@ -21,6 +21,7 @@ from gateway.routes import (
     metric_definitions,
     patterns,
     projects,
+    query,
     read_events,
     read_metrics,
     write_events,
@@ -29,6 +30,9 @@ from gateway.services import Services
 
 METRICS_WAIT_S = 0.5
 """A page that opens asks for its dozen charts at once: what finds no slot waits so long for one."""
+
+QUERY_ALLOWANCE_S = 10.0
+"""An SQL query keeps its own deadline; the request's body is read before."""
 
 
 def create_app(services: Services) -> Edge:
@@ -42,6 +46,19 @@ def create_app(services: Services) -> Edge:
         max_waiting=2 * settings.max_concurrent_queries,
         longest_wait_s=METRICS_WAIT_S,
     )
+    sql = services.sql.settings
+    sql_gate = QueryGate(
+        max_concurrent=sql.concurrency,
+        deadline_s=sql.deadline_s + QUERY_ALLOWANCE_S,
+        max_waiting=sql.queue,
+        longest_wait_s=sql.queue_wait_s,
+    )
+
+    def gate_of(endpoint: Endpoint) -> QueryGate:
+        if endpoint in query.ENDPOINTS:
+            return sql_gate
+        return metrics_gate if endpoint in read_metrics.ENDPOINTS else gate
+
     contract = documentation.OpenApi()
     routed = routed_endpoints(services, contract)
     operations = [*write_events.OPERATIONS, *routed]
@@ -49,12 +66,7 @@ def create_app(services: Services) -> Edge:
     writes = write_events.WriteRoutes(services, budget)
     return Edge(
         {"/v1/events": writes.single, "/v1/events/batch": writes.batch},
-        Router(
-            [
-                to_route(endpoint, services, metrics_gate if endpoint in read_metrics.ENDPOINTS else gate, budget)
-                for endpoint in routed
-            ]
-        ),
+        Router([to_route(endpoint, services, gate_of(endpoint), budget) for endpoint in routed]),
         operations,
         services.metrics,
         query_origins=settings.query_origins,
@@ -66,6 +78,7 @@ def routed_endpoints(services: Services, contract: documentation.OpenApi) -> lis
     return [
         *read_events.ENDPOINTS,
         *read_metrics.ENDPOINTS,
+        *query.ENDPOINTS,
         *metric_definitions.ENDPOINTS,
         *patterns.ENDPOINTS,
         *ledger.ENDPOINTS,

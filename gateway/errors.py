@@ -53,6 +53,20 @@ _REQUEST_ERRORS = {
     "conflict": ErrorKind(409, "This exists already."),
     "body_too_large": ErrorKind(413, "The body is larger than the limit.", "Send fewer events a request."),
     "too_many_events": ErrorKind(413, "The request has more events than the limit.", "Split it into several."),
+    "sql_invalid": ErrorKind(400, "This is not SQL that can be run.", "See the message for the place."),
+    "sql_not_allowed": ErrorKind(
+        400, "This SQL is not allowed.", "Send one SELECT over the table events, with functions of values."
+    ),
+    "sql_failed": ErrorKind(422, "The query failed on the events.", "TRY_CAST and TRY give NULL for what fails."),
+    "query_out_of_memory": ErrorKind(
+        422, "The query needs more memory than it may have.", "Ask for a shorter time range, fewer columns or groups."
+    ),
+    "query_timeout": ErrorKind(
+        422, "The query took longer than it may.", "Ask for a shorter time range, or for less of each event."
+    ),
+    "query_too_large": ErrorKind(
+        422, "The query reads more than fits on this machine.", "Ask for a shorter time range: timestamp >= …"
+    ),
     "unsupported_media_type": ErrorKind(
         415, "This content type is not taken here.", "Send application/json or application/x-ndjson."
     ),

@@ -77,6 +77,10 @@ class Metrics:
         self.inflight_bytes = self._gauge(catalogue.INFLIGHT_BYTES)
         self.spool_bytes = self._gauge(catalogue.SPOOL_BYTES)
         self.spool_batches = self._gauge(catalogue.SPOOL_BATCHES)
+        self._queries = self._counter(catalogue.QUERIES)
+        self._query_seconds = self._histogram(catalogue.QUERY_SECONDS)
+        self._query_files = self._counter(catalogue.QUERY_FILES)
+        self._query_bytes = self._counter(catalogue.QUERY_BYTES)
         self._answers: dict[tuple[str, int], _Answers] = {}
         self._added: dict[Counter, int] = {}
 
@@ -103,6 +107,15 @@ class Metrics:
         for code, count in counts.items():
             self._add(self._rejected, count)
             self._add(self._rejections.labels(code), count)
+
+    def query(self, outcome: str, seconds: float) -> None:
+        """One SQL query: "answered", or the code of its error."""
+        self._queries.labels(outcome).inc()
+        self._query_seconds.observe(seconds)
+
+    def query_read(self, *, files: int, read_bytes: int) -> None:
+        self._query_files.inc(files)
+        self._query_bytes.inc(read_bytes)
 
     def flush(self) -> None:
         """Call it some times a second, and before a scrape."""

@@ -8,13 +8,14 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from config.settings import GatewaySettings, WindowSettings
+from config.settings import GatewaySettings, QuerySettings, WindowSettings
 from gateway.answer_cache import AnswerCache
 from gateway.metric_definitions import Backfills, Definitions, MetricRegistry
 from gateway.metric_reader import MetricReader
 from gateway.metric_stream import MetricStreams
 from gateway.metrics import Metrics
 from gateway.rows import Decoded, Ingest
+from gateway.sql_queries import SqlAnswer
 from storage.event_queries import DeadLetter, EventPage, Order, StoredEvent
 from storage.key_text import KeyKind
 from storage.ledger import Difference, LedgerHour
@@ -22,6 +23,7 @@ from storage.pattern_store import PatternPage
 from storage.patterns import Kind
 from storage.registry import KeyRecord, NewKey, Project
 from storage.rollups import RollupStore
+from storage.sandbox.wire import Format
 
 
 class KeyInfo(NamedTuple):
@@ -170,6 +172,17 @@ class Patterns(Protocol):
     async def replace_secret(self, project_id: str) -> bytes: ...
 
 
+class Sql(Protocol):
+    """`gateway.sql_queries.SqlQueries`."""
+
+    @property
+    def settings(self) -> QuerySettings: ...
+
+    async def run(
+        self, project_id: str, sql: str, form: Format, *, max_rows: int | None = None, strict: bool = False
+    ) -> SqlAnswer: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything that `create_app` needs."""
@@ -185,3 +198,4 @@ class Services:
     metrics: Metrics
     patterns: Patterns
     statistics: Statistics
+    sql: Sql

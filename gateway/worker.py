@@ -32,6 +32,7 @@ from gateway.ray_link import RayLink
 from gateway.server import serve
 from gateway.services import Services
 from gateway.spooler import Spooler
+from gateway.sql import open_sql
 from gateway.statistics import open_statistics
 from gateway.status import WorkerStatus
 from storage.event_queries import EventQueries
@@ -103,6 +104,7 @@ class Worker:
                     metrics=self._metrics,
                     statistics=statistics,
                     patterns=PostgresPatterns(postgres),
+                    sql=open_sql(settings, self._metrics, stack, worker=self._number),
                 )
             )
             background = Background()

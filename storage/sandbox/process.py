@@ -12,7 +12,7 @@ from storage.lake_file import EVENTS
 from storage.sandbox import confine
 from storage.sandbox.checker import NotAllowed
 from storage.sandbox.formats import Body, render
-from storage.sandbox.session import Answered, Session, explained
+from storage.sandbox.session import Answered, Session
 from storage.sandbox.wire import Checked, Column, Question, Refused, Result, Sources, read_frame, write_frame
 
 _encode = msgspec.msgpack.encode
@@ -38,7 +38,7 @@ def answer(source: BinaryIO, sink: BinaryIO, *, is_offline: bool) -> int:
     except EOFError:
         return 0
     except (NotAllowed, duckdb.Error, MemoryError) as error:
-        write_frame(sink, _encode(explained(error)))
+        write_frame(sink, _encode(session.explained(error)))
         return 0
     except RecursionError:
         write_frame(sink, _encode(Refused(code="sql_not_allowed", message="The query is nested too deeply.")))
@@ -51,7 +51,7 @@ def answer(source: BinaryIO, sink: BinaryIO, *, is_offline: bool) -> int:
 def _run(
     session: Session, question: Question, sources: Sources, reading: "_Reading", *, is_offline: bool
 ) -> tuple[Result, Body]:
-    tail = _tail(sources.tail)
+    tail = _tail(sources)
     session.open(
         question.project_id,
         sources.files,
@@ -87,11 +87,14 @@ def _rendered(answered: Answered, question: Question) -> Body:
     )
 
 
-def _tail(path: str | None) -> pa.Table:
-    if path is None:
+def _tail(sources: Sources) -> pa.Table:
+    """`storage.lake_file.EVENTS`."""
+    if sources.tail is None:
         return EVENTS.empty_table()
-    with pa.ipc.open_stream(Path(path).read_bytes()) as reader:
-        return reader.read_all()
+    with pa.ipc.open_stream(Path(sources.tail).read_bytes()) as reader:
+        rows = reader.read_all()
+    partitions = pa.repeat(pa.scalar(sources.partition, pa.int16()), rows.num_rows)
+    return rows.append_column("partition_id", partitions).select(EVENTS.names)
 
 
 class _Reading:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import duckdb
+import msgspec
 import pyarrow as pa
 
 from storage.lake_file import SCHEMA, lake_rows
@@ -44,7 +45,7 @@ class Answered(NamedTuple):
 
 
 class Session:
-    """One question's. Any call may raise `NotAllowed` or `duckdb.Error`, which `explained` puts into words."""
+    """One question's. Any call may raise `NotAllowed` or `duckdb.Error`, which `explained` tells."""
 
     def __init__(self) -> None:
         self._connection = duckdb.connect(":memory:", config={"threads": 1})
@@ -137,6 +138,15 @@ class Session:
         reader = self._run(wrapped).to_arrow_reader(_BATCH_ROWS)
         return Answered(names, types, reader)
 
+    def explained(self, error: Exception) -> Refused:
+        """A failure in the API's words."""
+        refused = _explained(error)
+        if refused.position is None:
+            return refused
+        # DuckDB counts bytes.
+        before = self._sql.encode()[: refused.position].decode(errors="ignore")
+        return msgspec.structs.replace(refused, position=len(before))
+
     def _run(self, sql: str, parameters: Sequence[object] = ()) -> duckdb.DuckDBPyConnection:
         return self._connection.execute(sql, list(parameters))
 
@@ -187,8 +197,8 @@ _FAILED = (
 )
 
 
-def explained(error: Exception) -> Refused:
-    """A failure in the API's words: the query's own are told as DuckDB tells them, others by their kind alone."""
+def _explained(error: Exception) -> Refused:
+    """The query's own failures are told as DuckDB tells them, others by their kind alone."""
     match error:
         case NotAllowed():
             return Refused(code="sql_not_allowed", message=error.message, hint=error.hint, position=error.position)

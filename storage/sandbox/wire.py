@@ -51,11 +51,13 @@ class Refused(msgspec.Struct, frozen=True, tag="refused", kw_only=True):
     position: int | None = None
 
 
-class Sources(msgspec.Struct, frozen=True):
-    """What `events` consists of: Parquet files (storage.lake_file), and an Arrow IPC stream of their columns."""
+class Sources(msgspec.Struct, frozen=True, kw_only=True):
+    """What `events` consists of: Parquet files (`storage.lake_file`), and rows of the event store (an Arrow IPC stream
+    of `storage.event_columns.OFFSET_COLUMNS`), all of one partition."""
 
     files: list[str]
     tail: str | None = None
+    partition: int = 0
 
 
 class Column(msgspec.Struct, frozen=True):

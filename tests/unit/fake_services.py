@@ -10,7 +10,7 @@ import httpx
 import msgspec
 import pyarrow as pa
 
-from config.settings import GatewaySettings, WindowSettings
+from config.settings import GatewaySettings, QuerySettings, WindowSettings
 from gateway.answer_cache import AnswerCache
 from gateway.app import create_app
 from gateway.decode import Decoder
@@ -21,17 +21,20 @@ from gateway.metric_stream import MetricStreams
 from gateway.metrics import Metrics
 from gateway.rows import Overloaded, Receipt, Row
 from gateway.services import KeyInfo, Pending, PendingHour, Place, Readiness, Services, Statistics
+from gateway.sql_queries import SqlAnswer
 from storage.aggregated import AggregatedRecord, RecordKey
 from storage.errors import Conflict, NotFound, Unavailable
 from storage.event_columns import RecordChunks
 from storage.event_queries import DeadLetter, EventPage, InvalidCursor, Order, StoredEvent
 from storage.key_text import KeyKind
+from storage.lake_cache import NotFetched
 from storage.ledger import Difference, LedgerHour
 from storage.memory_patterns import MemoryPatterns
 from storage.memory_rollups import MemoryRollups
 from storage.memory_windows import MemoryWindows
 from storage.metric_registry import MemoryMetricRegistry, StoredDefinition
 from storage.registry import KeyRecord, NewKey, Project
+from storage.sandbox.wire import Column, Format, Result
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -239,6 +242,37 @@ class FakeStatus:
         self.waiting = Pending(hours, complete)
 
 
+class FakeSql:
+    """Answers what it is told to, and notes what was asked."""
+
+    def __init__(self) -> None:
+        self.settings = QuerySettings()
+        self.asked: list[tuple[str, str, Format, int | None, bool]] = []
+        self.error: Exception | None = None
+        self.missing: list[NotFetched] = []
+        self.body = b'[["view",2]]'
+        self.truncated = False
+        self.delay_s = 0.0
+        self.cancelled = 0
+
+    async def run(
+        self, project_id: str, sql: str, form: Format, *, max_rows: int | None = None, strict: bool = False
+    ) -> SqlAnswer:
+        self.asked.append((project_id, sql, form, max_rows, strict))
+        try:
+            await asyncio.sleep(self.delay_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        columns = [Column("event_type", "VARCHAR"), Column("n", "BIGINT")]
+        result = Result(
+            columns=columns, rows=1, truncated=self.truncated, bytes_read=9, is_offline=True, is_confined=True
+        )
+        return SqlAnswer(result, self.body, 3, self.missing)
+
+
 class FakeMetricRegistry(MemoryMetricRegistry):
     def __init__(self) -> None:
         super().__init__()
@@ -352,6 +386,7 @@ class System:
     metrics: Metrics = field(default_factory=Metrics)
     patterns: MemoryPatterns = field(default_factory=MemoryPatterns)
     statistics: FakeStatistics = field(default_factory=FakeStatistics)
+    sql: FakeSql = field(default_factory=FakeSql)
 
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         services = Services(
@@ -366,6 +401,7 @@ class System:
             metrics=self.metrics,
             patterns=self.patterns,
             statistics=self.statistics.services(),
+            sql=self.sql,
         )
         transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=True)
         headers = bearer(key) if key else {}
