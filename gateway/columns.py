@@ -1,6 +1,6 @@
 """Rows of many requests become one batch in columns: the last per-event Python there is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -24,17 +24,26 @@ class Part(NamedTuple):
     rejected: int
 
 
-def build_batch(partition: int, parts: Sequence[Part], *, batch_id: bytes) -> EventBatch:
-    """All parts must belong to the partition. The batch's rows are the parts' rows in order."""
+def build_batches(groups: Sequence[tuple[int, Sequence[Part]]], *, new_id: Callable[[], bytes]) -> list[EventBatch]:
+    """A batch of each partition's parts, its rows the parts' rows in order. All parts must belong to the partition.
+
+    The columns of all batches are made at once and then cut: a column costs some 8 µs however short it is.
+    """
+    parts = [part for _, group in groups for part in group]
     rows = [row for part in parts for row in part.rows]
-    return EventBatch(
-        version=BATCH_VERSION,
-        batch_id=batch_id,
-        partition=partition,
-        segments=_segments(parts),
-        fingerprints=_fingerprints(parts),
-        rows=pack_rows(_columns(parts, rows)) if rows else PackedRows(),
-    )
+    columns = _columns(parts, rows) if rows else None
+    batches, first = [], 0
+    for partition, group in groups:
+        count = sum(len(part.rows) for part in group)
+        packed = pack_rows(columns.slice(first, count)) if columns is not None and count else PackedRows()
+        batches.append(EventBatch(BATCH_VERSION, new_id(), partition, _segments(group), _fingerprints(group), packed))
+        first += count
+    return batches
+
+
+def build_batch(partition: int, parts: Sequence[Part], *, batch_id: bytes) -> EventBatch:
+    [batch] = build_batches([(partition, parts)], new_id=lambda: batch_id)
+    return batch
 
 
 def _segments(parts: Sequence[Part]) -> list[Segment]:

@@ -20,7 +20,7 @@ import numpy as np
 from analytics_actors.messages import APPENDED, FULL, AppendReply
 from analytics_actors.ring import HashRing
 from config.settings import Settings
-from gateway.columns import Part, build_batch
+from gateway.columns import Part, build_batches
 from gateway.rows import Overloaded, Receipt, Row
 from gateway.shard_stream import LinkError
 from gateway.spooler import Spooler
@@ -151,10 +151,8 @@ class Lane:
         for waiting in aboard:
             groups.setdefault(waiting.partition, []).append(waiting)
         try:
-            batches = [
-                build_batch(partition, [waiting.part for waiting in group], batch_id=new_batch_id())
-                for partition, group in groups.items()
-            ]
+            parts = [(partition, [waiting.part for waiting in group]) for partition, group in groups.items()]
+            batches = build_batches(parts, new_id=new_batch_id)
             await self._deliver(list(groups.values()), batches)
         except Exception as error:
             for waiting in aboard:

@@ -7,9 +7,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.columns import Part, build_batch
+from gateway.columns import Part, build_batch, build_batches
 from gateway.rows import Row
-from storage.event_batch import PackedRows, Segment, decode_batch, encode_batch, unpack_rows
+from storage.event_batch import EventBatch, PackedRows, Segment, decode_batch, encode_batch, unpack_rows
 from storage.fingerprint import fingerprint
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -52,6 +52,18 @@ def test_every_value_comes_back(given_parts: list[Part]) -> None:
         }
     ids = [fingerprint(part.project_id, row.event_id) for part, row in expected]
     assert np.frombuffer(batch.fingerprints, "<u8").tolist() == ids
+
+
+@given(st.lists(st.tuples(st.integers(0, 63), st.lists(parts, max_size=4)), max_size=4))
+def test_batches_made_at_once_are_those_made_one_by_one(groups: list[tuple[int, list[Part]]]) -> None:
+    at_once = build_batches(groups, new_id=lambda: bytes(16))
+    one_by_one = [build_batch(partition, group, batch_id=bytes(16)) for partition, group in groups]
+    assert [_contents(batch) for batch in at_once] == [_contents(batch) for batch in one_by_one]
+
+
+def _contents(batch: EventBatch) -> tuple[object, ...]:
+    rows = unpack_rows(batch.rows).to_pylist() if batch.rows != PackedRows() else []
+    return batch.partition, batch.segments, batch.fingerprints, rows
 
 
 @given(st.lists(parts, min_size=1, max_size=6))
