@@ -16,6 +16,7 @@ _SHORT_NAMES: dict[str, tuple[str, Any, str]] = {
     "--shards": ("actors.shards", int, "shards that the partitions are placed on [default: 1]"),
     "--postgres-url": ("store.postgres_url", str, "a PostgreSQL of yours instead of the embedded one"),
     "--redis-url": ("log.redis_url", str, "a Redis or Valkey of yours instead of the embedded one"),
+    "--lake-url": ("lake.url", str, "s3://bucket/prefix or file:///folder [default: <data>/lake]"),
     "--ray-address": ("actors.ray_address", str, "host:port of a Ray cluster instead of a local node"),
     "--dashboard-port": ("actors.dashboard_port", int, "port of Ray's dashboard; 0 takes any free one"),
 }

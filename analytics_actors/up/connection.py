@@ -16,6 +16,7 @@ class Prepared(msgspec.Struct, frozen=True):
     admin_key: str
     migrations: list[str]
     is_new: bool
+    warnings: list[str]
 
 
 class Connection(msgspec.Struct, frozen=True):
@@ -30,6 +31,7 @@ class Connection(msgspec.Struct, frozen=True):
     postgres_url: str
     redis_url: str
     lake_url: str
+    """Empty when the lake is not enabled."""
     ray_address: str
     ray_token_path: str
     pid: int

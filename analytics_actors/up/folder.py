@@ -5,7 +5,7 @@
     DATA/settings.json      the settings that all of them run on, URLs and ports filled in
     DATA/connection.json    how to reach the system, with keys
     DATA/logs/              what they write, each file bounded
-    DATA/postgres, valkey, ray, gateway, lake
+    DATA/postgres, valkey, ray, gateway, and lake when that has no other place
 
 The folder itself may be entered by others (0711), so that PostgreSQL can run as another user where it must;
 what is in it is ours alone (`up` runs with umask 077).
@@ -44,15 +44,13 @@ class DataFolder:
         self.postgres = self.path / "postgres"
         self.valkey = self.path / "valkey"
         self.ray = self.path / "ray"
-        self.lake = self.path / "lake"
         self._lock_file = self.path / "lock"
 
     def create(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.path.chmod(0o711)
-            for folder in (self.logs, self.lake):
-                folder.mkdir(exist_ok=True, mode=0o700)
+            self.logs.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise Misconfigured(
                 f"cannot make {self.path}: {error.strerror}; choose another folder with --data"

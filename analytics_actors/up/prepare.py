@@ -15,23 +15,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from analytics_actors.up.connection import Connection, Prepared
 from config.settings import Settings
-from storage.errors import Misconfigured, NotFound, StorageError
+from storage.errors import Misconfigured, NotFound, StorageError, Unavailable
 from storage.key_text import KeyKind, hash_key
 from storage.metric_definitions import default_metrics
 from storage.migrate import migrate
+from storage.object_store import open_object_store
 from storage.patterns import PatternSettings, check_pattern_settings
 from storage.postgres import Postgres
 from storage.redis_log import RedisLog
 from storage.registry import FIRST_PROJECT, Registry
 
+LAKE_PATIENCE_S = 5.0
+"""A start waits less long for a silent S3 than an exporter does."""
+
 
 async def prepare(settings: Settings, kept: Connection | None) -> Prepared:
-    """Raises `StorageError` when a service is away or must be refused."""
+    """Raises `StorageError` when a service is away or must be refused. Only the lake may be away."""
     _check_metrics(settings)
     await _check_log(settings)
+    warnings = await _check_lake(settings)
     applied = await migrate(settings.store.postgres_url, connect_timeout_s=settings.store.connect_timeout_s)
     postgres = Postgres(settings.store.postgres_url, owner="analytics-actors up", pool_size=1, deadline_s=30.0)
     try:
@@ -39,11 +45,12 @@ async def prepare(settings: Settings, kept: Connection | None) -> Prepared:
         await _fix_partitions(registry, settings.log.partitions)
         made = await registry.ensure_bootstrap()
         if made is not None:
-            return Prepared(made.project_id, made.write_key, made.read_key, made.admin_key, applied, is_new=True)
+            keys = (made.project_id, made.write_key, made.read_key, made.admin_key)
+            return Prepared(*keys, applied, is_new=True, warnings=warnings)
         project_id, write_key = await _write_key(registry, kept)
         read_key = await _key(registry, project_id, "read", kept.read_key if kept else "")
         admin_key = await _key(registry, None, "admin", kept.admin_key if kept else "")
-        return Prepared(project_id, write_key, read_key, admin_key, applied, is_new=False)
+        return Prepared(project_id, write_key, read_key, admin_key, applied, is_new=False, warnings=warnings)
     finally:
         await postgres.close()
 
@@ -63,6 +70,21 @@ async def _check_log(settings: Settings) -> None:
         await log.check()
     finally:
         await log.close()
+
+
+async def _check_lake(settings: Settings) -> list[str]:
+    """What to tell when it cannot be reached: its files wait, and everything else goes on."""
+    if not settings.lake.enabled:
+        return []
+    patience_s = min(settings.lake.request_timeout_s, LAKE_PATIENCE_S)
+    lake = open_object_store(replace(settings.lake, request_timeout_s=patience_s), data=Path(settings.data))
+    try:
+        await lake.check()
+    except Unavailable as error:
+        return [f"the lake cannot be reached, its files are written when it is back: {error}"]
+    finally:
+        await lake.close()
+    return []
 
 
 async def _fix_partitions(registry: Registry, wanted: int) -> None:

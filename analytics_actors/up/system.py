@@ -35,6 +35,7 @@ from config.settings import Settings
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.embedded.process import write_private
 from storage.embedded.valkey import EmbeddedValkey
+from storage.object_store import lake_url
 
 PREPARE_DEADLINE_S = 300.0
 """A migration of a large table takes its time."""
@@ -136,6 +137,7 @@ class System:
             data=str(self._folder.path),
             log=replace(s.log, redis_url=s.log.redis_url or self._valkey.url),
             store=replace(s.store, postgres_url=s.store.postgres_url or self._postgres.url),
+            lake=replace(s.lake, url=lake_url(s.lake, data=self._folder.path)),
             actors=replace(s.actors, ray_address=self._actors.address),
         )
 
@@ -158,6 +160,8 @@ class System:
         prepared = msgspec.json.decode(output, type=Prepared)
         for name in prepared.migrations:
             self._report(f"database: {name} applied")
+        for warning in prepared.warnings:
+            self._report(warning)
         return prepared
 
     def _connect(self, prepared: Prepared) -> Connection:
@@ -175,7 +179,7 @@ class System:
             read_key=prepared.read_key,
             postgres_url=s.store.postgres_url,
             redis_url=s.log.redis_url,
-            lake_url=self._folder.lake.as_uri(),
+            lake_url=s.lake.url if s.lake.enabled else "",
             ray_address=s.actors.ray_address,
             ray_token_path=self._actors.environment.get("RAY_AUTH_TOKEN_PATH", ""),
             pid=os.getpid(),

@@ -11,17 +11,19 @@ from msgspec.structs import replace
 from analytics_actors.up.connection import Connection, Prepared
 from analytics_actors.up.prepare import prepare
 from config import Settings
-from config.settings import LogSettings, StoreSettings, WindowSettings
+from config.settings import LakeSettings, LogSettings, StoreSettings, WindowSettings
 from storage.embedded.valkey import EmbeddedValkey
 from storage.errors import Misconfigured, Unavailable
 from storage.key_text import is_well_formed
 from storage.postgres import Postgres
 from storage.registry import Registry
+from tests.object_servers import ObjectServer
 
 
 @pytest.fixture
-def settings(postgres_url: str, valkey_url: str) -> Settings:
-    return Settings(log=LogSettings(redis_url=valkey_url), store=StoreSettings(postgres_url=postgres_url))
+def settings(postgres_url: str, valkey_url: str, tmp_path: Path) -> Settings:
+    log, store = LogSettings(redis_url=valkey_url), StoreSettings(postgres_url=postgres_url)
+    return Settings(data=str(tmp_path / "data"), log=log, store=store)
 
 
 def kept(prepared: Prepared) -> Connection:
@@ -89,6 +91,50 @@ async def test_a_metric_of_the_settings_that_is_wrong_is_told_before_anything_st
     wrong = replace(settings, windows=WindowSettings(metrics=[{"name": "slow", "aggregation": "p95"}]))
     with pytest.raises(Misconfigured, match=r"windows\.metrics, 'slow'"):
         await prepare(wrong, None)
+
+
+async def test_the_lakes_folder_is_made(settings: Settings) -> None:
+    assert (await prepare(settings, None)).warnings == []
+    assert Path(settings.data, "lake").stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_lake_that_is_not_enabled_is_not_looked_at(settings: Settings) -> None:
+    off = replace(settings, lake=LakeSettings(enabled=False, url="no url"))
+    assert (await prepare(off, None)).warnings == []
+    assert not Path(settings.data, "lake").exists()
+
+
+@pytest.mark.parametrize(
+    ("lake", "said"),
+    [
+        ({"url": "/srv/lake"}, r"lake\.url = '/srv/lake' is neither"),
+        ({"url": "file:///dev/null/lake"}, "owner and file system"),
+        ({"url": "s3://nobody-made-this"}, "no such bucket"),
+        ({"url": "s3://nobody-made-this", "endpoint_url": "nowhere"}, r"lake\.endpoint_url = 'nowhere'"),
+    ],
+)
+async def test_a_lake_that_only_a_person_can_mend_is_refused(
+    settings: Settings,
+    moto_server: ObjectServer,
+    monkeypatch: pytest.MonkeyPatch,
+    lake: dict[str, str],
+    said: str,
+) -> None:
+    for name, value in moto_server.environment().items():
+        monkeypatch.setenv(name, value)
+    there = LakeSettings(path_style=True, endpoint_url=moto_server.endpoint_url)
+    with pytest.raises(Misconfigured, match=said):
+        await prepare(replace(settings, lake=replace(there, **lake)), None)
+
+
+async def test_a_lake_that_is_away_is_told_and_waited_for_later(
+    settings: Settings, moto_server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in moto_server.environment().items():
+        monkeypatch.setenv(name, value)
+    away = LakeSettings(url="s3://lake", endpoint_url="http://127.0.0.1:9", path_style=True)
+    [warning] = (await prepare(replace(settings, lake=away), None)).warnings
+    assert warning.startswith("the lake cannot be reached, its files are written when it is back: s3://lake at http")
 
 
 async def test_a_project_that_came_first_by_another_name_is_used(settings: Settings) -> None:
