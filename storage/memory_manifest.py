@@ -1,9 +1,10 @@
 """The fake of the lake's manifest for unit tests; it passes the same contract suite as `PostgresManifest`."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ from storage.lake_manifest import (
     StoredMark,
     SwapKind,
     SwapOutcome,
+    byte_shares,
     check_files,
     check_swap,
 )
@@ -72,6 +74,8 @@ class MemoryManifest:
     plans: dict[int, KeptPlan] = field(default_factory=dict)
     files: dict[int, KeptFile] = field(default_factory=dict)
     exports: list[Exported] = field(default_factory=list)
+    volumes: Counter[tuple[str, date, str]] = field(default_factory=Counter)
+    """Of project, day of export and what is counted: files, rows or bytes."""
     available: bool = True
     """While False every call raises `Unavailable`."""
     _failures: list[bool] = field(default_factory=list)
@@ -161,8 +165,17 @@ class MemoryManifest:
             self.exports.append(Exported(each, plan_id, self.clock()))
         self._advance_tails(marks)
         self._add(plan_id, files)
+        self._count(files)
         self._end(kept, "committed")
         return "committed"
+
+    def _count(self, files: Sequence[LakeFile]) -> None:
+        today = self.clock().date()
+        for file in files:
+            for project_id, share in byte_shares(file).items():
+                self.volumes[project_id, today, "files"] += 1
+                self.volumes[project_id, today, "rows"] += file.projects[project_id]
+                self.volumes[project_id, today, "bytes"] += share
 
     async def advance_tails(self, marks: Sequence[StoredMark]) -> None:
         self._run(lambda: self._advance_tails(marks))

@@ -1,0 +1,15 @@
+-- $1 project.
+SELECT
+    count(*) AS files,
+    coalesce(sum(held.rows), 0)::bigint AS rows,
+    coalesce(sum(held.bytes), 0)::bigint AS bytes,
+    count(*) FILTER (WHERE file.tier = 'cold') AS cold_files,
+    coalesce(sum(held.bytes) FILTER (WHERE file.tier = 'cold'), 0)::bigint AS cold_bytes,
+    0 AS retired_files,
+    0 AS retired_bytes,
+    0 AS open_plans,
+    min(held.hour) AS first_hour,
+    max(held.hour) AS last_hour
+FROM lake_file_projects AS held
+JOIN lake_files AS file USING (file_id)
+WHERE held.project_id = $1
