@@ -29,6 +29,11 @@ def aggregator_name(shard: int) -> str:
     return f"aggregator-{shard}"
 
 
+def exporter_name(shard: int) -> str:
+    """The Ray name of a shard's exporter."""
+    return f"exporter-{shard}"
+
+
 class AppendReply(msgspec.Struct, array_like=True, frozen=True):
     """The outcome of one batch of an append call, in the order of the call."""
 
@@ -111,6 +116,38 @@ class AggregatorView(msgspec.Struct, frozen=True):
     """Running totals since the actor's start."""
     trouble: str
     """What the aggregator waits for at the moment, in words; empty when all is well."""
+
+
+class LakePartitionView(msgspec.Struct, frozen=True):
+    """One partition of an exporter. Records below `checkpoint` are in the lake, those below `stored` may be."""
+
+    partition: int
+    epoch: int
+    checkpoint: int
+    stored: int
+
+
+class ExporterView(msgspec.Struct, frozen=True):
+    """A cheap snapshot of one exporter; read by the controller, the status page, the metrics and tests."""
+
+    shard: int
+    pid: int
+    started_ms: int
+    claimed: bool
+    partitions: list[LakePartitionView]
+    lag_records: int
+    """Records that are stored and not in the lake."""
+    held_s: float
+    """How long the oldest event that is held has been held."""
+    resident_bytes: int
+    open_plan: int
+    """The plan under way; 0 for none."""
+    last_export_ms: int
+    """When a plan was last committed, 0 if never since the start."""
+    counters: dict[str, float]
+    """Running totals since the actor's start, by the names of the metrics catalogue."""
+    trouble: str
+    """What the exporter waits for at the moment, in words; empty when all is well."""
 
 
 _replies_encoder = msgspec.msgpack.Encoder()
