@@ -53,13 +53,21 @@ Node = dict[str, Any]
 
 
 class NotAllowed(Exception):
-    """What is wrong with the query; `position` is where, in characters."""
+    """What is wrong with the query; `position` is where, in bytes, as DuckDB counts."""
+
+    code = "sql_not_allowed"
 
     def __init__(self, message: str, *, hint: str | None = None, position: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.position = position
+
+
+class NotSql(NotAllowed):
+    """DuckDB's parser does not take it."""
+
+    code = "sql_invalid"
 
 
 def load_functions() -> frozenset[str]:

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
@@ -170,22 +171,35 @@ def _float(value: float | None) -> float | str | None:
 
 
 def _lists(array: pa.Array) -> Values:
-    values = array.flatten()
-    converted = iter(_converter(values.type)(values))
-    return [None if n is None else [next(converted) for _ in range(n)] for n in _lengths(array)]
-
-
-def _lengths(array: pa.Array) -> Iterator[int | None]:
     if pa.types.is_fixed_size_list(array.type):
-        yield from (array.type.list_size if valid else None for valid in array.is_valid().to_pylist())
+        size = array.type.list_size
+        offsets = range(array.offset * size, (array.offset + len(array) + 1) * size, size) if size else [0] * len(array)
     else:
         offsets = array.offsets.to_pylist()
-        for index, valid in enumerate(array.is_valid().to_pylist()):
-            yield offsets[index + 1] - offsets[index] if valid else None
+    values = _between(array.values, offsets)
+    return [None if cut is None else values[cut] for cut in _cuts(array, offsets)]
 
 
 def _maps(array: pa.Array) -> Values:
-    return [None if pairs is None else {_text(pair["key"]): pair["value"] for pair in pairs} for pairs in _lists(array)]
+    offsets = array.offsets.to_pylist()
+    keys = [_text(key) for key in _between(array.keys, offsets)]
+    items = _between(array.items, offsets)
+    return [None if cut is None else dict(zip(keys[cut], items[cut], strict=True)) for cut in _cuts(array, offsets)]
+
+
+def _between(values: pa.Array, offsets: Sequence[int]) -> Values:
+    """What lies between the first offset and the last one. A slice of an array keeps all of its values."""
+    first = offsets[0] if offsets else 0
+    count = offsets[-1] - first if offsets else 0
+    found: Values = _converter(values.type)(values.slice(first, count))
+    return found
+
+
+def _cuts(array: pa.Array, offsets: Sequence[int]) -> Iterator[slice | None]:
+    """By row where its values are among those between the offsets."""
+    first = offsets[0] if offsets else 0
+    for valid, (begin, end) in zip(array.is_valid().to_pylist(), pairwise(offsets), strict=False):
+        yield slice(begin - first, end - first) if valid else None
 
 
 def _structs(array: pa.Array) -> Values:

@@ -141,7 +141,7 @@ def _bounds(conditions: list[Node], names: Names, evaluate: Evaluate) -> TimeRan
         if kind in _LOWER:
             starts.append(at)
         if kind in _UPPER:
-            ends.append(_after(at))
+            ends.append(at if kind == "COMPARE_LESSTHAN" else _after(at))
     return TimeRange(max(starts, default=None), min(ends, default=None))
 
 
@@ -178,5 +178,5 @@ def _is_constant(expression: Node) -> bool:
 
 
 def _after(at: datetime) -> datetime:
-    """The range's end is not in it, while <= and = have theirs."""
+    """The end is not in a range, while <= and = have it."""
     return at if at == datetime.max.replace(tzinfo=UTC) else at + _RESOLUTION
