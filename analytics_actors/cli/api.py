@@ -10,6 +10,8 @@ import msgspec
 from analytics_actors.cli.failure import Failure
 
 DEADLINE_S = 30.0
+PATIENT_S = 600.0
+"""For what has a deadline of its own, which is a setting of the server's."""
 
 
 class ApiFailure(Failure):
@@ -38,6 +40,15 @@ class Api:
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._call("POST", path, body=body)
 
+    def post_for_bytes(
+        self, path: str, body: Mapping[str, Any], parameters: Mapping[str, Any]
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """The content of a good answer, whatever it is, and the answer's headers."""
+        response = self._send("POST", path, parameters=parameters, body=body, deadline_s=PATIENT_S)
+        if response.status_code != 200:
+            answer_of(response.status_code, response.content)
+        return response.content, response.headers
+
     def put(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._call("PUT", path, body=body)
 
@@ -52,14 +63,25 @@ class Api:
         parameters: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> Any:
+        response = self._send(method, path, parameters=parameters, body=body)
+        return answer_of(response.status_code, response.content)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        parameters: Mapping[str, Any] | None,
+        body: Mapping[str, Any] | None,
+        deadline_s: float = DEADLINE_S,
+    ) -> httpx.Response:
         wanted = {name: value for name, value in (parameters or {}).items() if value is not None}
         try:
-            response = self._client.request(method, path, params=wanted or None, json=body)
+            return self._client.request(method, path, params=wanted or None, json=body, timeout=deadline_s)
         except httpx.TimeoutException as error:
-            raise Failure(f"{self.url} did not answer within {DEADLINE_S:g} s") from error
+            raise Failure(f"{self.url} did not answer within {deadline_s:g} s") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise Failure(f"cannot reach {self.url}: {error}; is it up? (`analytics-actors up`)") from error
-        return answer_of(response.status_code, response.content)
 
     def __enter__(self) -> Self:
         return self

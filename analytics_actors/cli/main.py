@@ -22,6 +22,7 @@ _COMMANDS = {
     "load": "post events from NDJSON files",
     "tail": "show events as they arrive",
     "metrics": "show, define, list and backfill metrics",
+    "query": "run SQL over events",
     "projects": "list and create projects",
     "keys": "list, create and revoke keys",
     "patterns": "list what was detected in metrics",

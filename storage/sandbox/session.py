@@ -56,6 +56,8 @@ class Session:
         self._run("SET autoinstall_known_extensions = false")
         self._checker = Checker(load_functions(), frozenset(name for (name,) in self._run(_CATALOGUE).fetchall()))
         self._sql = ""
+        self._files: Sequence[str] = ()
+        self._is_opening = False
         self._run(_SERIALISED, ["SELECT 1"]).fetchall()
 
     def check(self, sql: str) -> TimeRange:
@@ -109,6 +111,8 @@ class Session:
 
     def open(self, project_id: str, files: Sequence[str], tail: pa.Table, *, folder: str, memory_bytes: int) -> None:
         """Make `events` of the files and the tail (`storage.lake_file.EVENTS`), and close the doors."""
+        self._files = files
+        self._is_opening = True
         name = f"tail_{secrets.token_hex(16)}"
         self._connection.register(f"{name}_rows", lake_rows(tail))
         self._run(f"CREATE TABLE {name} AS SELECT * FROM {name}_rows")
@@ -120,6 +124,7 @@ class Session:
         self._run(f"SET allowed_paths = [{', '.join(map(_literal, files))}]")
         self._run("SET enable_external_access = false")
         self._run(_events_view(name, files, project_id))
+        self._is_opening = False
 
     def lock(self, *, threads: int) -> None:
         """The last step before the SQL is bound. Threads are started here: they have the restrictions of this one."""
@@ -139,6 +144,9 @@ class Session:
 
     def explained(self, error: Exception) -> Refused:
         """A failure in the API's words."""
+        is_duckdbs = isinstance(error, duckdb.Error) and not isinstance(error, duckdb.OutOfMemoryException)
+        if is_duckdbs and (self._is_opening or any(path in str(error) for path in self._files)):
+            return Refused(code="unavailable", message="A file of the lake cannot be read.")
         refused = _explained(error)
         if refused.position is None:
             return refused

@@ -73,7 +73,7 @@ def at(event: Event) -> datetime:
 
 
 def hour(event: Event) -> str:
-    return event["timestamp"][:13] + ":00:00Z"
+    return f"{event['timestamp'][:13]}:00:00Z"
 
 
 def counted(values: Iterable[Any]) -> Rows:

@@ -1,0 +1,310 @@
+"""The query service over a manifest: S3 through the cache, what is away, and values as they come out."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from config.settings import QuerySettings
+from gateway.errors import ApiError
+from storage.errors import Unavailable
+from storage.lake_cache import LakeCache, Wanted
+from storage.memory_objects import MemoryObjects
+from tests.sql_lake import SqlLake, asking, event
+
+DAY = [event(f"e{hour}", f"2026-03-01T{hour:02d}:30:00Z", userId=f"u{hour % 3}") for hour in range(6)]
+COUNT = "SELECT count(*) FROM events"
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> SqlLake:
+    made = SqlLake(tmp_path)
+    made.add_files(DAY)
+    made.add_tail([event("late", "2026-03-01T02:45:00Z")])
+    return made
+
+
+class FarObjects(MemoryObjects):
+    """As S3: nothing has a path here. Downloads are counted."""
+
+    def __init__(self, lake: SqlLake) -> None:
+        super().__init__()
+        self.downloads: list[str] = []
+        root = lake.folder / "lake"
+        self.objects |= {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.parquet")}
+
+    async def download(self, key: str, target: Path) -> None:
+        self.downloads.append(key)
+        await super().download(key, target)
+
+
+async def test_files_from_afar_are_fetched_once(lake: SqlLake) -> None:
+    far = FarObjects(lake)
+    async with asking(lake, objects=far) as ask:
+        assert await ask.value("shop", COUNT) == 7
+        assert len(far.downloads) == 6
+        assert await ask.value("shop", COUNT) == 7
+        assert len(far.downloads) == 6
+
+
+async def test_only_the_hours_that_matter_are_fetched(lake: SqlLake) -> None:
+    far = FarObjects(lake)
+    async with asking(lake, objects=far) as ask:
+        found = await ask.value(
+            "shop", f"{COUNT} WHERE timestamp >= '2026-03-01T02:00:00Z' AND timestamp < '2026-03-01 04:00'"
+        )
+    assert found == 3
+    assert len(far.downloads) == 2
+
+
+async def test_store_away_is_degraded_and_named(lake: SqlLake) -> None:
+    far = FarObjects(lake)
+    gone = sorted(far.objects)[0]
+    async with asking(lake, objects=far) as ask:
+        assert await ask.value("shop", f"{COUNT} WHERE timestamp < '2026-03-01 03:00'") == 4
+        far.is_away = True
+        answer = await ask.answer("shop", COUNT)
+        assert msgspec.json.decode(answer.body) == [[4]]
+        assert [reason for _, reason in answer.missing] == ["the object store cannot be reached"] * 3
+        with pytest.raises(ApiError) as caught:
+            await ask.answer("shop", COUNT, strict=True)
+        assert (caught.value.code, caught.value.status) == ("unavailable", 503)
+        # What is on disk is all that this one needs.
+        assert await ask.answer("shop", f"{COUNT} WHERE timestamp < '2026-03-01 03:00'", strict=True)
+    assert gone
+
+
+async def test_missing_and_damaged_objects_are_named(lake: SqlLake) -> None:
+    far = FarObjects(lake)
+    first, second, *_ = sorted(far.objects)
+    del far.objects[first]
+    far.objects[second] = b"short"
+    async with asking(lake, objects=far) as ask:
+        answer = await ask.answer("shop", COUNT)
+    assert msgspec.json.decode(answer.body) == [[5]]
+    assert {(file.key, file.reason) for file in answer.missing} == {
+        (first, "not in the object store"),
+        (second, "damaged"),
+    }
+
+
+async def test_a_file_missing_from_the_folder_is_named(lake: SqlLake) -> None:
+    gone = sorted((lake.folder / "lake").rglob("*.parquet"))[0]
+    gone.unlink()
+    async with asking(lake) as ask:
+        answer = await ask.answer("shop", COUNT)
+    assert msgspec.json.decode(answer.body) == [[6]]
+    assert [file.reason for file in answer.missing] == ["not in the folder"]
+
+
+async def test_more_than_the_cache_holds_is_refused(lake: SqlLake) -> None:
+    async with asking(lake, QuerySettings(cache_bytes=1000), objects=FarObjects(lake)) as ask:
+        with pytest.raises(ApiError) as caught:
+            await ask.answer("shop", COUNT)
+    assert caught.value.code == "query_too_large"
+
+
+async def test_a_tail_that_is_too_large_is_refused(lake: SqlLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.sql_queries.TAIL_SHARE", 1e-9)
+    async with asking(lake) as ask:
+        with pytest.raises(ApiError) as caught:
+            await ask.answer("shop", COUNT)
+    assert caught.value.code == "query_too_large"
+
+
+async def test_manifest_away(lake: SqlLake) -> None:
+    lake.manifest.available = False
+    async with asking(lake) as ask:
+        with pytest.raises(Unavailable):
+            await ask.answer("shop", COUNT)
+        # Nothing is asked of it for SQL that cannot be run.
+        with pytest.raises(ApiError, match="sql_invalid"):
+            await ask.answer("shop", "selec 1")
+
+
+async def test_broken_file_is_told_without_its_path(lake: SqlLake) -> None:
+    file = sorted((lake.folder / "lake").rglob("*.parquet"))[0]
+    file.write_bytes(b"PAR1" + b"\0" * 100 + b"PAR1")
+    async with asking(lake) as ask:
+        with pytest.raises(ApiError) as caught:
+            await ask.answer("shop", "SELECT * FROM events")
+    assert caught.value.code == "unavailable"
+    assert str(lake.folder) not in str(caught.value)
+
+
+async def test_cache_keeps_within_its_bound_and_readers_keep_what_they_have(tmp_path: Path) -> None:
+    objects = MemoryObjects()
+    for number in range(4):
+        objects.objects[f"events/{number}.parquet"] = bytes([number]) * 1000
+    cache = LakeCache(objects, tmp_path / "cache", max_bytes=2000)
+
+    async def fetch(numbers: Sequence[int], folder: str) -> list[bytes]:
+        into = tmp_path / folder
+        into.mkdir()
+        wanted = [Wanted(f"events/{number}.parquet", 1000) for number in numbers]
+        fetched = await cache.fetch(wanted, into, deadline_s=5)
+        assert not fetched.missing
+        return [Path(path).read_bytes()[:1] for path in fetched.paths]
+
+    assert await fetch([0, 1], "a") == [b"\0", b"\1"]
+    assert await fetch([0], "b") == [b"\0"]
+    assert await fetch([2], "c") == [b"\2"]
+    kept = {path.read_bytes()[:1] for path in (tmp_path / "cache").iterdir()}
+    assert kept == {b"\0", b"\2"}
+    assert [path.read_bytes()[:1] for path in sorted((tmp_path / "a").iterdir())] == [b"\0", b"\1"]
+    both = await asyncio.gather(fetch([1, 3], "d"), fetch([3, 1], "e"))
+    assert list(both) == [[b"\1", b"\3"], [b"\3", b"\1"]]
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= 2000
+
+
+VALUES = [
+    ("9007199254740993::BIGINT", "9007199254740993"),
+    ("170141183460469231731687303715884105727::HUGEINT", "170141183460469231731687303715884105727"),
+    ("340282366920938463463374607431768211455::UHUGEINT", '"340282366920938463463374607431768211455"'),
+    ("1.50::DECIMAL(18, 2)", "1.50"),
+    ("0.1::DOUBLE", "0.1"),
+    ("'NaN'::DOUBLE", '"NaN"'),
+    ("['Infinity'::FLOAT, -1]", '["Infinity",-1.0]'),
+    ("TIMESTAMPTZ '2026-03-01 12:00:00.25+02'", '"2026-03-01T10:00:00.250000Z"'),
+    ("TIMESTAMP '2026-03-01 12:00:00'", '"2026-03-01T12:00:00"'),
+    ("TIMESTAMP_NS '2026-03-01 12:00:00.123456789'", '"2026-03-01 12:00:00.123456789"'),
+    ("'infinity'::TIMESTAMPTZ", "9223372036854775807"),
+    ("DATE '2026-03-01'", '"2026-03-01"'),
+    ("TIME '12:30:00'", '"12:30:00"'),
+    ("INTERVAL '1 month 2 days'", '"1 month 2 days"'),
+    ("'00000000-0000-0000-0000-000000000001'::UUID", '"00000000-0000-0000-0000-000000000001"'),
+    ("'ab'::BLOB", '"YWI="'),
+    ("'101'::BIT", '"101"'),
+    ("true", "true"),
+    ("NULL", "null"),
+    ("'ü\"\n'", '"ü\\"\\n"'),
+    ("[1, NULL, 3]", "[1,null,3]"),
+    ("[[1], [], NULL]", "[[1],[],null]"),
+    ("array_value(1, 2)", "[1,2]"),
+    ("{'a': 1, 'b': {'c': [DATE '2026-03-01']}}", '{"a":1,"b":{"c":["2026-03-01"]}}'),
+    ("MAP {'a': 1.5, 'b': NULL}", '{"a":1.5,"b":null}'),
+    ("MAP {DATE '2026-03-01': [1]}", '{"2026-03-01":[1]}'),
+    ("MAP {1: MAP {2: 'x'}}", '{"1":{"2":"x"}}'),
+    ("NULL::MAP(VARCHAR, INT)", "null"),
+    ("NULL::STRUCT(a INT)", "null"),
+    ('\'{"a": 1.10, "a b": [1e400]}\'::JSON', '"{\\"a\\": 1.10, \\"a b\\": [1e400]}"'),
+    ("'{\"n\": 12345678901234567890123}'::JSON", '{"n": 12345678901234567890123}'),
+    ("'[1, {\"b\": null}]'::JSON", '[1, {"b": null}]'),
+    ("'x'::ENUM('x', 'y')", '"x"'),
+    ("union_value(k := 1)", '"1"'),
+    ("1::UTINYINT", "1"),
+    ("sum(1)", "1"),
+]
+
+
+async def test_values_are_exact(lake: SqlLake) -> None:
+    sql = "SELECT " + ", ".join(value for value, _ in VALUES)
+    async with asking(lake) as ask:
+        answer = await ask.answer("shop", sql)
+        shown = [bytes(value).decode() for value in msgspec.json.decode(answer.body, type=list[list[msgspec.Raw]])[0]]
+        assert dict(zip((v for v, _ in VALUES), shown, strict=True)) == dict(VALUES)
+        csv = await ask.queries.run(
+            "shop", "SELECT NULL AS a, '' AS \"b,c\", 'x\"y' AS d, [1, 2] AS e, now() AS f", "csv"
+        )
+        head, line, end = csv.body.decode().split("\r\n")
+        assert head == 'a,"b,c",d,e,f'
+        assert line.startswith(',"","x""y","[1,2]",')
+        assert datetime.fromisoformat(line.rsplit(",", 1)[1])
+        assert end == ""
+        lines = await ask.queries.run("shop", "SELECT 1 AS a, 2 AS a, 'x' AS b UNION ALL SELECT 3, 4, NULL", "ndjson")
+        assert list(map(json.loads, lines.body.splitlines())) == [
+            {"a": 1, "a_2": 2, "b": "x"},
+            {"a": 3, "a_2": 4, "b": None},
+        ]
+
+
+NAMES = [
+    ("(SELECT 1 AS a)", ["a"]),
+    ("VALUES (1, 2)", ["col0", "col1"]),
+    ("FROM events SELECT event_id LIMIT 0;", ["event_id"]),
+    ("WITH events AS (SELECT user_id FROM events) TABLE events", ["user_id"]),
+    ("SELECT 1 AS a, 2 AS a -- twice", ["a", "a"]),
+    ("SELECT COLUMNS('^event_.*') FROM events", ["event_id", "event_type"]),
+    ("SELECT * EXCLUDE (properties, context) FROM (FROM events LIMIT 1) LIMIT 0", None),
+    ('SELECT 1 AS "a""b ; c" ; ;', ['a"b ; c']),
+    ("SELECT event_type FROM events ORDER BY timestamp DESC LIMIT 3", ["event_type"]),
+    (
+        "SELECT * FROM (SELECT event_type, user_id FROM events) PIVOT (count(*) FOR event_type IN ('view'))",
+        ["user_id", "view"],
+    ),
+]
+
+
+async def test_forms_of_a_query(lake: SqlLake) -> None:
+    async with asking(lake) as ask:
+        for sql, names in NAMES:
+            answer = await ask.answer("shop", sql)
+            assert names in (None, [column.name for column in answer.result.columns]), sql
+
+
+RANGES = [
+    ("timestamp >= '2026-03-01T02:00:00Z'", 4),
+    ("timestamp < '2026-03-01T02:00:00Z'", 2),
+    ("timestamp <= '2026-03-01T02:00:00Z'", 3),
+    ("'2026-03-01T02:00:00Z' <= timestamp AND timestamp < '2026-03-01T03:00:00Z' AND user_id IS NULL", 1),
+    ("timestamp BETWEEN '2026-03-01 01:00' AND '2026-03-01 02:59'", 2),
+    ("events.timestamp > now() - INTERVAL 1 DAY", None),
+    ("timestamp >= date_trunc('day', TIMESTAMPTZ '2026-03-02') AND event_type = 'view'", 0),
+    ("timestamp = '2026-03-01T02:45:00Z'", 1),
+    # Not to be read with certainty: all files.
+    ("timestamp >= '2026-03-01T02:00:00Z' OR user_id = 'u0'", 6),
+    ("NOT (timestamp >= '2026-03-01T02:00:00Z' AND user_id = 'u0')", 6),
+    ("timestamp + INTERVAL 1 HOUR > '2026-03-01T04:00:00Z'", 6),
+    ("received_at > '2026-03-01T02:00:00Z'", 6),
+    ("timestamp > received_at", 6),
+    ("timestamp > (SELECT min(timestamp) FROM events)", 6),
+    ("timestamp > TIMESTAMPTZ '2026-03-01' + random() * INTERVAL 3 HOUR", 6),
+]
+
+
+@pytest.mark.parametrize(("where", "files"), RANGES)
+async def test_range_of_a_query(lake: SqlLake, where: str, files: int | None) -> None:
+    """What is left out must not matter: the answer is that of a query whose range cannot be read."""
+    async with asking(lake) as ask:
+        narrow = await ask.answer("shop", f"SELECT event_id FROM events WHERE {where} ORDER BY 1")
+        if "random" not in where:
+            wide = await ask.answer(
+                "shop", f"SELECT event_id FROM (FROM events OFFSET 0) events WHERE {where} ORDER BY 1"
+            )
+            assert narrow.body == wide.body
+            assert wide.files == 6
+    assert files in (None, narrow.files)
+
+
+JOINED = [
+    ("SELECT count(*) FROM events a JOIN events b USING (user_id) WHERE a.timestamp >= '2026-03-01 05:00'", 6),
+    (
+        "SELECT count(*) FROM events a JOIN events b USING (user_id) "
+        "WHERE a.timestamp >= '2026-03-01 05:00' AND b.timestamp >= '2026-03-01 03:00'",
+        3,
+    ),
+    ("WITH a AS (FROM events WHERE timestamp < '2026-03-01 01:00') SELECT count(*) FROM a, a b", 1),
+    (
+        "SELECT (SELECT count(*) FROM events WHERE timestamp < '2026-03-01 01:00') + "
+        "(SELECT count(*) FROM events WHERE timestamp BETWEEN '2026-03-01 02:00' AND '2026-03-01 02:30')",
+        3,
+    ),
+    ("SELECT count(*) FROM events e(timestamp) WHERE timestamp >= 'f'", 6),
+    (
+        "SELECT count(*) FROM events a ASOF JOIN events b ON a.timestamp >= b.timestamp "
+        "WHERE b.timestamp < '2026-03-01'",
+        6,
+    ),
+    ("SELECT count(*) FROM events a POSITIONAL JOIN events b WHERE a.timestamp < '2026-03-01'", 6),
+    ("SELECT count(*) FROM events UNION ALL SELECT 1 FROM events WHERE timestamp < '2026-03-01'", 6),
+]
+
+
+@pytest.mark.parametrize(("sql", "files"), JOINED)
+async def test_range_of_several_references(lake: SqlLake, sql: str, files: int) -> None:
+    async with asking(lake) as ask:
+        assert (await ask.answer("shop", sql)).files == files
