@@ -19,15 +19,17 @@ import ray
 from analytics_actors.append_stream import APPEND, WAIT_STORED, AppendServer, Endpoint
 from analytics_actors.batcher import Batcher
 from analytics_actors.event_folding import EventFolding
+from analytics_actors.lake.progress import all_sinks, lake_progress
 from analytics_actors.messages import BatcherView, batcher_name, encode_replies
 from analytics_actors.ring import HashRing
-from analytics_actors.store_sink import OtherSinks, no_other_sinks
+from analytics_actors.store_sink import OtherSinks
 from analytics_actors.windows.progress import windows_progress
 from config import logs
 from config.garbage import collect_seldom
 from config.settings import Settings
 from storage.aggregated import store_all
 from storage.event_batch import decode_batches
+from storage.lake_checkpoints import LakeCheckpoints
 from storage.metric_registry import MetricRegistry
 from storage.postgres import Postgres
 from storage.postgres_store import PostgresStore
@@ -110,13 +112,16 @@ class BatcherActor:
         log = RedisLog(settings.log.redis_url, settings.log, owner=owner)
         late_after_s = lateness_s(settings.windows) if settings.windows.enabled else None
         folding = None
-        other_sinks: OtherSinks = no_other_sinks
+        postgres = _second_pool(settings, owner)
+        sinks: list[OtherSinks] = []
         if late_after_s is not None:
-            other_sinks = windows_progress(RedisWindows(settings.log.redis_url, settings, owner=owner))
-            folding = EventFolding(MetricRegistry(_registry_connection(settings, owner)), lateness_s=late_after_s)
+            sinks.append(windows_progress(RedisWindows(settings.log.redis_url, settings, owner=owner)))
+            folding = EventFolding(MetricRegistry(postgres), lateness_s=late_after_s)
+        if settings.lake.enabled:
+            sinks.append(lake_progress(LakeCheckpoints(postgres).read))
         fold = folding.fold if folding else store_all
         store = PostgresStore(settings.store, owner=owner, lateness_s=late_after_s, fold=fold)
-        batcher = Batcher(self._shard, partitions, log, store, settings, folding=folding, other_sinks=other_sinks)
+        batcher = Batcher(self._shard, partitions, log, store, settings, folding=folding, other_sinks=all_sinks(*sinks))
         await batcher.open()
         server = AppendServer(
             {APPEND: partial(_append, batcher), WAIT_STORED: partial(_wait_stored, batcher)},
@@ -129,8 +134,8 @@ class BatcherActor:
         return batcher
 
 
-def _registry_connection(settings: Settings, owner: str) -> Postgres:
-    """One, used every two seconds."""
+def _second_pool(settings: Settings, owner: str) -> Postgres:
+    """For what is asked every second or two: metrics' definitions, and how far the lake is."""
     store = settings.store
     return Postgres(
         store.postgres_url,

@@ -1,19 +1,20 @@
 """Keeps wanted and actual in step: of every shard its actors, alive, answering, of the wanted settings.
 
-A shard is a batcher and, with windows, an aggregator. An actor whose process dies is restarted by Ray itself. What
-Ray does not see is left to the controller: an actor that is there and does not answer (SIGSTOP, a dead node that
-nobody declared dead). After `unresponsive_after_s` it is killed for good, its name is free, and another takes its
-place; should the old process come back to life, its epoch is stale and it can neither append nor commit (FN-1).
+A shard is a batcher and, with windows, an aggregator, with a lake an exporter. An actor whose process dies is restarted
+by Ray itself. What Ray does not see is left to the controller: an actor that is there and does not answer (SIGSTOP, a
+dead node that nobody declared dead). After `unresponsive_after_s` it is killed for good, its name is free, and another
+takes its place; should the old process come back to life, its epoch is stale and it can neither append nor commit
+(FN-1).
 """
 
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from analytics_actors.messages import AggregatorView, BatcherView
+from analytics_actors.messages import AggregatorView, BatcherView, ExporterView
 
-Kind = Literal["batcher", "aggregator"]
-View = BatcherView | AggregatorView
+Kind = Literal["batcher", "aggregator", "exporter"]
+View = BatcherView | AggregatorView | ExporterView
 
 
 class Place(NamedTuple):

@@ -4,18 +4,22 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from analytics_actors.controller import ActorStatus, Controller, Kind, Place
-from analytics_actors.messages import CONTROLLER_NAME, aggregator_name, batcher_name, to_plain
+from analytics_actors.messages import CONTROLLER_NAME, aggregator_name, batcher_name, exporter_name, to_plain
 from analytics_actors.ray_fleet import RayFleet
 from config import logs
 from config.settings import Settings
 
 PROBE_DEADLINE_S = 2.0
+
+EXPORTED_DEADLINE_S = 5.0
+"""For a plan under way when everything else is done: a part is written within a second or two."""
 
 CONTROLLER_OPTIONS: dict[str, Any] = {
     "name": CONTROLLER_NAME,
@@ -37,11 +41,10 @@ class ControllerActor:
         logs.configure(CONTROLLER_NAME)
         self._settings = Settings.from_json(settings_json)
         actors = self._settings.actors
-        kinds: tuple[Kind, ...] = ("batcher", "aggregator") if self._settings.windows.enabled else ("batcher",)
         self._controller = Controller(
             RayFleet(self._settings),
             shards=actors.shards,
-            kinds=kinds,
+            kinds=_kinds(self._settings),
             probe_deadline_s=PROBE_DEADLINE_S,
             unresponsive_after_s=actors.unresponsive_after_s,
         )
@@ -65,37 +68,55 @@ class ControllerActor:
         return self._controller.ready
 
     def status(self) -> list[dict[str, Any]]:
-        """One row a shard, as `GET /v1/status` shows it: its batcher, and under `aggregator` that, if there is one."""
+        """One row a shard, as `GET /v1/status` shows it: its batcher, and under `aggregator` and `exporter` those, if
+        there are any."""
         statuses = dict(self._controller.statuses)
         rows = []
         for place, status in statuses.items():
             if place.kind != "batcher":
                 continue
             aggregator = statuses.get(Place("aggregator", place.shard))
+            exporter = statuses.get(Place("exporter", place.shard))
             rows.append(
                 {"shard": place.shard}
                 | _row(batcher_name(place.shard), status)
                 | {"aggregator": _row(aggregator_name(place.shard), aggregator) if aggregator else None}
+                | {"exporter": _row(exporter_name(place.shard), exporter) if exporter else None}
             )
         return rows
 
     def drain(self, deadline_s: float) -> bool:
-        """Every batcher stores what it has taken; then the actors are ended. Whether nothing was left."""
+        """Every batcher stores what it has taken, and exporters finish what they have begun; then the actors are
+        ended. Whether all was stored: what is not in the lake is taken from the log or the event store later."""
         self._draining = True
         shards = range(self._settings.actors.shards)
         batchers = [ray.get_actor(batcher_name(shard)) for shard in shards]
+        exporters = self._found(exporter_name)
+        exported = [exporter.drain.remote(deadline_s) for exporter in exporters]
         done: list[bool] = ray.get([b.drain.remote(deadline_s) for b in batchers], timeout=deadline_s + 5)
-        for actor in [*batchers, *self._aggregators()]:
+        # An exporter that waits for the object store is not waited for.
+        if exported:
+            ray.wait(exported, num_returns=len(exported), timeout=min(deadline_s, EXPORTED_DEADLINE_S))
+        for actor in [*batchers, *exporters, *self._found(aggregator_name)]:
             # An aggregator has nothing to finish: the next one goes on from what it has published.
             ray.kill(actor, no_restart=True)
         return all(done)
 
-    def _aggregators(self) -> list[Any]:
+    def _found(self, name_of: Callable[[int], str]) -> list[Any]:
         found = []
         for shard in range(self._settings.actors.shards):
             with contextlib.suppress(ValueError):
-                found.append(ray.get_actor(aggregator_name(shard)))
+                found.append(ray.get_actor(name_of(shard)))
         return found
+
+
+def _kinds(settings: Settings) -> list[Kind]:
+    kinds: list[Kind] = ["batcher"]
+    if settings.windows.enabled:
+        kinds.append("aggregator")
+    if settings.lake.enabled:
+        kinds.append("exporter")
+    return kinds
 
 
 def _row(name: str, status: ActorStatus) -> dict[str, Any]:

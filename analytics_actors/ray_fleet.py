@@ -6,15 +6,20 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from analytics_actors import actors, aggregator_actor
+from analytics_actors import actors, aggregator_actor, exporter_actor
 from analytics_actors.controller import Kind, Place, View
-from analytics_actors.messages import aggregator_name, batcher_name
+from analytics_actors.messages import aggregator_name, batcher_name, exporter_name
 from config.settings import Settings
 
-_NAMES: dict[Kind, Callable[[int], str]] = {"batcher": batcher_name, "aggregator": aggregator_name}
+_NAMES: dict[Kind, Callable[[int], str]] = {
+    "batcher": batcher_name,
+    "aggregator": aggregator_name,
+    "exporter": exporter_name,
+}
 _DECODERS: dict[Kind, Callable[[bytes], View | None]] = {
     "batcher": actors.decode_view,
     "aggregator": aggregator_actor.decode_view,
+    "exporter": exporter_actor.decode_view,
 }
 
 
@@ -57,6 +62,7 @@ class RayFleet:
         self._classes: dict[Kind, Any] = {
             "batcher": ray.remote(**actors.BATCHER_OPTIONS)(actors.BatcherActor),
             "aggregator": ray.remote(**aggregator_actor.AGGREGATOR_OPTIONS)(aggregator_actor.AggregatorActor),
+            "exporter": ray.remote(**exporter_actor.EXPORTER_OPTIONS)(exporter_actor.ExporterActor),
         }
         self._handles: dict[Place, RayActor] = {}
 

@@ -97,4 +97,30 @@ SHARD_COUNTERS = {
 }
 """By the name in the `counters` of a batcher's snapshot; they start at 0 with the actor."""
 
-CATALOGUE = (*GATEWAY_METRICS, *SHARD_GAUGES.values(), *SHARD_COUNTERS.values())
+LAKE_GAUGES = {
+    "lag_records": Metric(
+        "analytics_lake_lag_records", "gauge", "Log records stored, not yet in the lake.", ("shard",)
+    ),
+    "held_s": Metric("analytics_lake_held_seconds", "gauge", "How long the oldest event held is held.", ("shard",)),
+    "resident_bytes": Metric("analytics_lake_resident_bytes", "gauge", "Events that an exporter holds.", ("shard",)),
+}
+"""By the field of an exporter's snapshot."""
+
+LAKE_COUNTERS = {
+    "events_exported": Metric("analytics_lake_events", "counter", "Events in committed files.", ("shard",)),
+    "files_written": Metric("analytics_lake_files", "counter", "Files committed.", ("shard",)),
+    "bytes_written": Metric("analytics_lake_file_bytes", "counter", "Bytes of the files committed.", ("shard",)),
+    "plans_committed": Metric("analytics_lake_plans", "counter", "Exports committed.", ("shard",)),
+    "export_seconds": Metric("analytics_lake_export_seconds", "counter", "Time spent in exports.", ("shard",)),
+    "retries": Metric("analytics_lake_retries", "counter", "Calls repeated, a service being away.", ("shard",)),
+    "log_gaps": Metric("analytics_lake_log_gaps", "counter", "Times the log had trimmed what was wanted.", ("shard",)),
+    "events_read_back": Metric("analytics_lake_read_back", "counter", "Events read from the event store.", ("shard",)),
+    "files_adopted": Metric("analytics_lake_adopted_files", "counter", "Files of an earlier owner taken.", ("shard",)),
+    "names_taken": Metric("analytics_lake_names_taken", "counter", "Foreign objects under a plan's name.", ("shard",)),
+}
+"""By the name in the `counters` of an exporter's snapshot; they start at 0 with the actor."""
+
+SHARD_METRICS = (*SHARD_GAUGES.values(), *SHARD_COUNTERS.values())
+LAKE_METRICS = (*LAKE_GAUGES.values(), *LAKE_COUNTERS.values())
+
+CATALOGUE = (*GATEWAY_METRICS, *SHARD_METRICS, *LAKE_METRICS)

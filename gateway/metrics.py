@@ -147,35 +147,41 @@ class Exposition:
         snapshot: Callable[[], Awaitable[Mapping[str, Any]]],
     ) -> None:
         self._snapshot = Recent(snapshot, ttl_s=SNAPSHOT_TTL_S)
-        self._shards = _ShardCollector()
+        self._shards = _ViewCollector(catalogue.SHARD_GAUGES, catalogue.SHARD_COUNTERS)
+        self._lake = _ViewCollector(catalogue.LAKE_GAUGES, catalogue.LAKE_COUNTERS)
         self._metrics = metrics
         self._registry = metrics.registry
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             self._registry = CollectorRegistry()
             MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
         self._registry.register(self._shards)
+        self._registry.register(self._lake)
         ProcessCollector(registry=self._registry)
 
     async def text(self) -> bytes:
         self._metrics.flush()
         shards = (await self._snapshot.get())["shards"]
         self._shards.views = [(str(row["shard"]), row["view"]) for row in shards if row["view"]]
+        exporters = [(str(row["shard"]), row.get("exporter")) for row in shards]
+        self._lake.views = [(shard, found["view"]) for shard, found in exporters if found and found["view"]]
         return generate_latest(self._registry)
 
 
-class _ShardCollector(Collector):
-    """Turns the batchers' snapshots into samples."""
+class _ViewCollector(Collector):
+    """Turns the snapshots of one kind of actor into samples."""
 
-    def __init__(self) -> None:
+    def __init__(self, gauges: Mapping[str, Metric], counters: Mapping[str, Metric]) -> None:
+        self._gauges = gauges
+        self._counters = counters
         self.views: Sequence[tuple[str, Mapping[str, Any]]] = ()
 
     def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
-        for field, metric in catalogue.SHARD_GAUGES.items():
+        for field, metric in self._gauges.items():
             gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
             for shard, view in self.views:
                 gauge.add_metric([shard], view[field])
             yield gauge
-        for name, metric in catalogue.SHARD_COUNTERS.items():
+        for name, metric in self._counters.items():
             counter = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
             for shard, view in self.views:
                 counter.add_metric([shard], view["counters"].get(name, 0))

@@ -32,6 +32,9 @@ def status(api: Api, partitions: bool, as_json: bool) -> None:
     print_table("gateways", _GATEWAY_COLUMNS, [_gateway_row(gateway) for gateway in answer["gateways"]])
     print_table("spools", _SPOOL_COLUMNS, [_spool_row(spool) for spool in answer["spools"]])
     print_table("shards", _SHARD_COLUMNS, [_shard_row(shard) for shard in answer["shards"]])
+    exporters = [shard["exporter"] for shard in answer["shards"] if shard.get("exporter")]
+    if exporters:
+        print_table("exporters", _EXPORTER_COLUMNS, [_exporter_row(exporter) for exporter in exporters])
     if batching := answer.get("batching"):
         print_table("batching", _BATCHING_COLUMNS, [[batching[name] for name in _BATCHING]])
     if partitions:
@@ -39,11 +42,15 @@ def status(api: Api, partitions: bool, as_json: bool) -> None:
     for shard in answer["shards"]:
         if trouble := (shard.get("view") or {}).get("trouble"):
             click.echo(f"shard {shard['shard']} waits: {trouble}")
+    for exporter in exporters:
+        if trouble := (exporter["view"] or {}).get("trouble"):
+            click.echo(f"{exporter['actor']} waits: {trouble}")
 
 
 _GATEWAY_COLUMNS = ["#worker", "#pid", "#up s", "in flight", "lanes"]
 _SPOOL_COLUMNS = ["spool", "#batches", "size", "#damaged", "trouble"]
 _SHARD_COLUMNS = ["#shard", "state", "#pid", "partitions", "#queued", "#lag events", "#lag s", "log", "#restarts"]
+_EXPORTER_COLUMNS = ["exporter", "state", "#pid", "#lag records", "held", "#plan", "#files", "#events", "#restarts"]
 _BATCHING = [
     *("eventsQueued", "eventsProcessed", "eventsAggregated", "eventsDropped", "eventsSampled", "batchesProcessed"),
     *("averageBatchSize", "databaseWrites", "writeReductionPercent"),
@@ -85,6 +92,24 @@ def _shard_row(shard: Mapping[str, Any]) -> Sequence[Any]:
         view["lag_s"],
         bytes_text(view["log_bytes"]),
         restarts,
+    )
+
+
+def _exporter_row(exporter: Mapping[str, Any]) -> Sequence[Any]:
+    view = exporter["view"]
+    if view is None:
+        return (exporter["actor"], exporter["state"], None, None, None, None, None, None, exporter["replaced"])
+    counters = view["counters"]
+    return (
+        exporter["actor"],
+        exporter["state"],
+        str(view["pid"]),
+        view["lag_records"],
+        bytes_text(view["resident_bytes"]),
+        view["open_plan"] or None,
+        int(counters.get("files_written", 0)),
+        int(counters.get("events_exported", 0)),
+        exporter["replaced"],
     )
 
 

@@ -225,7 +225,8 @@ class FakeStatus:
         self.snapshots += 1
         view = {"open_partitions": 64, "waiting_events": 1, "waiting_bytes": 2, "lag_events": 3, "lag_s": 0.5}
         view |= {"log_bytes": 4, "resident_bytes": 5, "window_ids": 6, "window_bytes": 7}
-        shard = {"shard": 0, "view": view | {"counters": {"events_stored": 8.0}}}
+        lake = {"lag_records": 4, "held_s": 1.5, "resident_bytes": 9, "counters": {"files_written": 2.0}}
+        shard = {"shard": 0, "view": view | {"counters": {"events_stored": 8.0}}, "exporter": {"view": lake}}
         return {"gateways": [], "spools": [], "shards": [shard, {"shard": 1, "view": None}], "services": {}}
 
     async def readiness(self) -> Readiness:

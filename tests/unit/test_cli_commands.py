@@ -33,12 +33,25 @@ GATEWAY = {
     "lanes": ["spooling"],
 }
 SPOOL = {"spool": "spool-0", "batches": 1, "bytes": 2048, "damaged": 0}
+EXPORTER = {
+    "actor": "exporter-0",
+    "state": "open",
+    "replaced": 0,
+    "view": {
+        "pid": 66,
+        "lag_records": 7,
+        "resident_bytes": 5 * 1024 * 1024,
+        "open_plan": 12,
+        "counters": {"files_written": 3.0, "events_exported": 4000.0},
+        "trouble": "object store: away",
+    },
+}
 STATUS = {
     "gateways": [GATEWAY],
     "spools": [SPOOL],
     "shards": [
-        {"shard": 0, "state": "open", "replaced": 2, "view": VIEW},
-        {"shard": 1, "state": "silent", "view": None},
+        {"shard": 0, "state": "open", "replaced": 2, "view": VIEW, "exporter": EXPORTER},
+        {"shard": 1, "state": "silent", "view": None, "exporter": EXPORTER | {"actor": "exporter-1", "view": None}},
     ],
     "services": {"postgres": "ok", "log": "no answer within 2.0 s"},
 }
@@ -64,6 +77,8 @@ def test_status_shows_shards_services_and_trouble(gateway: FakeGateway, data: Pa
     result = invoke("status", "--data", data, "--partitions")
     assert result.exit_code == 0
     for text in ("0-2 5", "1,200", "3.0 MiB", "no answer within 2.0 s", "silent", "PostgreSQL does not answer"):
+        assert text in result.output
+    for text in ("exporter-1", "5.0 MiB", "4,000", "exporter-0 waits: object store: away"):
         assert text in result.output
     assert gateway.keys == ["the-admin-key"]
 

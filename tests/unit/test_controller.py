@@ -113,20 +113,21 @@ def test_a_shard_that_answers_again_in_time_is_kept() -> None:
     assert fleet.killed == []
 
 
-def test_an_aggregator_is_looked_after_and_ingest_does_not_wait_for_it() -> None:
+def test_sinks_are_looked_after_and_ingest_does_not_wait_for_them() -> None:
     fleet = FakeFleet()
     clock = Clock()
     controller = Controller(
         fleet,
         shards=2,
-        kinds=("batcher", "aggregator"),
+        kinds=("batcher", "aggregator", "exporter"),
         probe_deadline_s=1,
         unresponsive_after_s=10,
         clock_s=clock,
     )
     fleet.get_or_create(aggregator(0)).silent = True
     controller.step()
-    assert sorted(fleet.actors) == [aggregator(0), aggregator(1), batcher(0), batcher(1)]
+    exporters = [Place("exporter", 0), Place("exporter", 1)]
+    assert sorted(fleet.actors) == [aggregator(0), aggregator(1), batcher(0), batcher(1), *exporters]
     assert controller.ready
     clock.now_s += 10
     controller.step()

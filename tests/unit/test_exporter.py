@@ -2,11 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
+from analytics_actors.lake.progress import all_sinks, lake_progress
 from config.settings import LakeSettings
 from storage.lake_file import read_note
 from tests.unit import virtual_time
@@ -280,3 +281,14 @@ async def act(shard: LakeShard, rng: random.Random, step: int) -> None:
         shard.manifest.available = not shard.manifest.available
     else:
         shard.log.available = not shard.log.available
+
+
+async def test_the_lowest_sink_holds_the_log() -> None:
+    async def first(_: Sequence[int]) -> dict[int, int]:
+        return {1: 5, 2: 9}
+
+    async def second(_: Sequence[int]) -> dict[int, int]:
+        return {1: 7}
+
+    assert await all_sinks(lake_progress(first), lake_progress(second))([1, 2]) == {1: 5, 2: 0}
+    assert await all_sinks()([1, 2]) == {}
