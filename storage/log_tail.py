@@ -20,7 +20,7 @@ from config.settings import LogSettings
 from storage.redis_client import RedisClient
 from storage.redis_log import _log_key, _state_key
 
-READ_BYTES = 8 * 1024 * 1024
+READ_BYTES = 16 * 1024 * 1024
 """Aimed at for one answer. No less than one record of each partition can be asked for."""
 
 STATE_INTERVAL_S = 1.0
