@@ -15,6 +15,7 @@ from config.settings import MIB, LakeSettings
 from storage.errors import FormatError, Misconfigured, Missing, Unavailable
 from storage.object_store import PutResult
 from storage.s3_objects import S3Objects
+from tests.contract.cut_proxy import CutProxy
 from tests.contract.scripted_s3 import Answer, Request, ScriptedS3, error
 from tests.object_servers import ObjectServer
 
@@ -326,6 +327,19 @@ async def test_a_conflict_without_end_is_given_up(stores: Stores) -> None:
         pytest.raises(Unavailable, match="by somebody else"),
     ):
         await stores.open(s3.url).put_if_absent(KEY, b"abc")
+
+
+async def test_a_put_whose_connection_broke_is_the_same(stores: Stores, moto_server: ObjectServer) -> None:
+    proxy = CutProxy(moto_server.endpoint_url)
+    await proxy.start()
+    try:
+        store = stores.open(proxy.url, moto_server.make_bucket())
+        proxy.cut_next("reply", b"the content")
+        assert await store.put_if_absent(KEY, b"the content") is PutResult.SAME
+        proxy.cut_next("request", b"the content")
+        assert await store.put_if_absent("events/other", b"the content") is PutResult.WRITTEN
+    finally:
+        await proxy.stop()
 
 
 async def test_a_put_whose_answer_was_lost_is_the_same(stores: Stores) -> None:
