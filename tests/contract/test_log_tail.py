@@ -151,7 +151,8 @@ async def test_records_that_arrive_meanwhile_are_no_gap(subject: Subject) -> Non
     assert got == list(range(total))
 
 
-async def test_answers_shrink_when_records_are_large(valkey_url: str) -> None:
+async def test_answers_shrink_when_records_are_large(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.log_tail.READ_BYTES", 8 << 20)
     subject = Subject(RedisLog(valkey_url, LogSettings()), LogTail(valkey_url, LogSettings()), valkey_url)
     await subject.append(7, *(b"x" * (2 << 20) for _ in range(12)))
     counts, at = [], 0
