@@ -58,6 +58,7 @@ async def test_each_event_once_while_they_arrive_and_are_exported(client: Client
         assert answer["rows"] == [[stored, stored]]
         await asyncio.sleep(1)
     assert len(set(counts)) > 3
+    assert answer["files"] > 0
 
 
 async def test_formats_errors_and_the_command_line(client: Client) -> None:
