@@ -24,7 +24,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 
 import pyarrow as pa
@@ -33,7 +32,7 @@ from analytics_actors.background import Background
 from analytics_actors.counters import Counters
 from analytics_actors.lake.carrying import Carrying, CrashPoint, NameTaken, Patience, no_crash
 from analytics_actors.lake.piece import Piece, ranges_of, rows_of_records, without_rows
-from analytics_actors.lake.reading import Reading
+from analytics_actors.lake.reading import Pending, Reading
 from analytics_actors.messages import ExporterView, LakePartitionView
 from analytics_actors.windows.sources import Compute, in_thread
 from config.settings import LakeSettings
@@ -62,7 +61,6 @@ class LakePartition:
     position: int = 0
     stored: int = 0
     """The event store's checkpoint, as last asked."""
-    tail_since: datetime | None = None
 
 
 class Exporter:
@@ -76,6 +74,7 @@ class Exporter:
         tail: Tail,
         stored: StoredLog,
         folded: FoldedEvents,
+        pending: Pending,
         manifest: LakeManifest,
         objects: ObjectStore,
         settings: LakeSettings,
@@ -91,7 +90,7 @@ class Exporter:
         self._compute = compute
         self._counters = Counters()
         self._patience = Patience(self._counters)
-        self._reading = Reading(tail, stored, self._counters, tail_since=self._tail_since)
+        self._reading = Reading(tail, stored, self._counters, pending=pending)
         self._carrying = Carrying(
             manifest, objects, self._counters, compression=settings.compression, compute=compute, reached=reached
         )
@@ -214,7 +213,6 @@ class Exporter:
         if not self._held and now_s - self._tails_s >= TAIL_INTERVAL_S:
             self._tails_s = now_s
             await self._patience.wait_for("manifest", lambda: self._manifest.advance_tails(self._marks))
-            self._note_tails(self._marks)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._poll_s):
                 await self._wake.wait()
@@ -234,7 +232,6 @@ class Exporter:
         self._plan = None
         for each in ranges:
             self._partitions[each.partition].checkpoint = each.next_offset
-        self._note_tails(marks)
         self._resident_bytes = 0
         self._last_export_s = self._clock_s()
         self._counters.count("export_seconds", time.monotonic() - started_s)
@@ -282,15 +279,6 @@ class Exporter:
 
     def _epochs(self, ranges: Sequence[OffsetRange]) -> Mapping[int, int]:
         return {each.partition: self._partitions[each.partition].epoch for each in ranges}
-
-    def _note_tails(self, marks: Sequence[StoredMark]) -> None:
-        for mark in marks:
-            owner = self._partitions[mark.partition]
-            if mark.next_offset <= owner.checkpoint:
-                owner.tail_since = mark.since
-
-    def _tail_since(self, partition: int) -> datetime | None:
-        return self._partitions[partition].tail_since
 
     def observe(self) -> ExporterView:
         owners = list(self._partitions.values())

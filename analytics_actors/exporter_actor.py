@@ -21,6 +21,7 @@ from storage.folded_events import PostgresFolded
 from storage.log_tail import LogTail
 from storage.object_store import open_object_store
 from storage.postgres import Postgres
+from storage.postgres_lake_listing import PostgresLakeListing
 from storage.postgres_manifest import PostgresManifest
 from storage.stored_log import PostgresStoredLog
 
@@ -85,6 +86,7 @@ class ExporterActor:
             tail=LogTail(settings.log.redis_url, settings.log),
             stored=PostgresStoredLog(postgres),
             folded=PostgresFolded(postgres),
+            pending=PostgresLakeListing(postgres).pending,
             manifest=PostgresManifest(postgres, write_timeout_s=settings.store.write_timeout_seconds),
             objects=open_object_store(settings.lake, data=Path(settings.data)),
             settings=settings.lake,

@@ -2,8 +2,7 @@
 
 import sys
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from storage.errors import FormatError
 from storage.event_batch import LogRecord, decode_record
 from storage.event_columns import OFFSET_COLUMNS
 from storage.lake_file import EVENTS
+from storage.lake_listing import PendingExport
 from storage.lake_manifest import OffsetRange
 from storage.log_tail import Tail
 from storage.stored_log import StoredLog, Stretch
@@ -24,18 +24,18 @@ MAX_RECORDS = 256
 STRETCH_ROWS = 4000
 """Of one read from the event store, so that large events do not make it large."""
 
-TailSince = Callable[[int], datetime | None]
-"""Nothing of the partition that the lake does not have was stored before this."""
+Pending = Callable[[], Awaitable[Sequence[PendingExport]]]
+"""`storage.lake_listing.LakeListing.pending`: since when what the lake does not have was stored."""
 
 
 class Reading:
     """One call at a time."""
 
-    def __init__(self, tail: Tail, stored: StoredLog, counters: Counters, *, tail_since: TailSince) -> None:
+    def __init__(self, tail: Tail, stored: StoredLog, counters: Counters, *, pending: Pending) -> None:
         self._tail = tail
         self._stored = stored
         self._counters = counters
-        self._tail_since = tail_since
+        self._pending = pending
         self._stretches: defaultdict[int, deque[Stretch]] = defaultdict(deque)
 
     async def read_all(self, ranges: Sequence[OffsetRange]) -> list[Piece]:
@@ -59,8 +59,7 @@ class Reading:
         pieces, unreadable = _pieces(read.records, wanted, max_bytes)
         # What is stored was in the log before: where there is nothing now, it is gone.
         gone = in_log.keys() - read.records.keys()
-        for partition in (*gone, *unreadable):
-            await self._cut(wanted[partition])
+        await self._cut([wanted[partition] for partition in (*gone, *unreadable)])
         if behind:
             pieces.append(await self._read_stretch(behind[0]))
         return pieces
@@ -72,12 +71,12 @@ class Reading:
             stretches.clear()
         return stretches[0] if stretches else None
 
-    async def _cut(self, wanted: OffsetRange) -> None:
-        self._counters.count("log_gaps")
-        since = self._tail_since(wanted.partition)
-        self._stretches[wanted.partition].extend(
-            await self._stored.stretches(wanted, since=since, max_rows=STRETCH_ROWS)
-        )
+    async def _cut(self, ranges: Sequence[OffsetRange]) -> None:
+        since = {each.partition: each.since for each in await self._pending()} if ranges else {}
+        for each in ranges:
+            self._counters.count("log_gaps")
+            found = await self._stored.stretches(each, since=since.get(each.partition), max_rows=STRETCH_ROWS)
+            self._stretches[each.partition].extend(found)
 
     async def _read_stretch(self, partition: int) -> Piece:
         stretch = self._stretches[partition][0]

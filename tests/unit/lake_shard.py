@@ -23,6 +23,7 @@ from storage.fingerprint import partition_of
 from storage.folded_events import MemoryFolded
 from storage.lake_file import read_summary
 from storage.ledger_counts import RowKey
+from storage.memory_lake_listing import MemoryLakeListing
 from storage.memory_log import MemoryLog
 from storage.memory_manifest import MemoryManifest
 from storage.memory_objects import MemoryObjects
@@ -97,6 +98,7 @@ class LakeShard:
             tail=VirtualTail(self.log),
             stored=MemoryStoredLog(self.store),
             folded=MemoryFolded(self.store),
+            pending=MemoryLakeListing(self.manifest).pending,
             manifest=Slow(self.manifest, self.chance),
             objects=Slow(self.objects, self.chance),
             settings=lake,
