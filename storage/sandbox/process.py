@@ -51,17 +51,17 @@ def answer(source: BinaryIO, sink: BinaryIO, *, is_offline: bool) -> int:
 def _run(
     session: Session, question: Question, sources: Sources, reading: "_Reading", *, is_offline: bool
 ) -> tuple[Result, Body]:
-    tail = _tail(sources)
+    session.load(_tail(sources))
+    # The view reads the first footer already.
+    before = reading.bytes
     session.open(
         question.project_id,
         sources.files,
-        tail,
         folder=question.folder,
         memory_bytes=question.memory_bytes,
     )
     is_confined = confine.restrict_files(sources.files, question.folder)
     session.lock(threads=question.threads)
-    before = reading.bytes
     answered = session.run(max_rows=question.max_rows)
     body = _rendered(answered, question)
     columns = [Column(name, type_) for name, type_ in zip(answered.names, answered.types, strict=True)]

@@ -20,6 +20,9 @@ import duckdb
 import msgspec
 import pyarrow as pa
 
+# DuckDB's `register` would import it when the question is there.
+import pyarrow.dataset  # noqa: F401
+
 from storage.lake_file import SCHEMA, lake_rows
 from storage.sandbox.checker import EVENTS, Checker, NotAllowed, NotSql, load_functions
 from storage.sandbox.time_range import TimeRange, time_range
@@ -56,6 +59,7 @@ class Session:
         self._run("SET autoinstall_known_extensions = false")
         self._checker = Checker(load_functions(), frozenset(name for (name,) in self._run(_CATALOGUE).fetchall()))
         self._sql = ""
+        self._tail = f"tail_{secrets.token_hex(16)}"
         self._files: Sequence[str] = ()
         self._is_opening = False
         self._run(_SERIALISED, ["SELECT 1"]).fetchall()
@@ -109,21 +113,24 @@ class Session:
         except OverflowError:
             return None
 
-    def open(self, project_id: str, files: Sequence[str], tail: pa.Table, *, folder: str, memory_bytes: int) -> None:
-        """Make `events` of the files and the tail (`storage.lake_file.EVENTS`), and close the doors."""
+    def load(self, tail: pa.Table) -> None:
+        """The rows (`storage.lake_file.EVENTS`) that `events` has besides those of files. Nothing is opened yet."""
+        rows = f"{self._tail}_rows"
+        self._connection.register(rows, lake_rows(tail))
+        self._run(f"CREATE TABLE {self._tail} AS SELECT * FROM {rows}")
+        self._connection.unregister(rows)
+
+    def open(self, project_id: str, files: Sequence[str], *, folder: str, memory_bytes: int) -> None:
+        """Make `events` of the files and what was loaded, and close the doors."""
         self._files = files
         self._is_opening = True
-        name = f"tail_{secrets.token_hex(16)}"
-        self._connection.register(f"{name}_rows", lake_rows(tail))
-        self._run(f"CREATE TABLE {name} AS SELECT * FROM {name}_rows")
-        self._connection.unregister(f"{name}_rows")
         duckdb_bytes = int(memory_bytes * _DUCKDB_SHARE)
         self._run(f"SET memory_limit = '{duckdb_bytes}B'")
         self._run(f"SET temp_directory = {_literal(folder)}")
         self._run(f"SET max_temp_directory_size = '{memory_bytes}B'")
         self._run(f"SET allowed_paths = [{', '.join(map(_literal, files))}]")
         self._run("SET enable_external_access = false")
-        self._run(_events_view(name, files, project_id))
+        self._run(_events_view(self._tail, files, project_id))
         self._is_opening = False
 
     def lock(self, *, threads: int) -> None:

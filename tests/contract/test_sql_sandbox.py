@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from config.settings import MIB, QuerySettings
@@ -413,7 +414,7 @@ async def test_arrow_stream(ask: Asker) -> None:
 
 
 async def test_only_what_matters_is_read(ask: Asker) -> None:
-    """By project and hour from the manifest, by columns and row groups from the files' own statistics."""
+    """Files of other hours and projects stay closed: the manifest says which those are."""
     all_files = await ask.answer("shop", "SELECT count(*), sum((properties->>'n')::INT) FROM events")
     assert all_files.files == 5
     one = await ask.answer(
@@ -423,3 +424,31 @@ async def test_only_what_matters_is_read(ask: Asker) -> None:
     assert (one.files, msgspec.json.decode(one.body)) == (1, [[30]])
     assert one.result.bytes_read < all_files.result.bytes_read / 4
     assert (await ask.answer("nobody", "SELECT * FROM events")).files == 0
+
+
+async def test_row_groups_of_other_projects_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file, one hour, a row group for each project: what was read is counted by the kernel."""
+    rows, projects = 1000, 20
+    monkeypatch.setattr("storage.lake_file.ROW_GROUP_ROWS", rows)
+    lake = SqlLake(tmp_path)
+    [path] = lake.add_files(
+        event(f"{name}-{number}", "2026-03-01T02:00:00Z", project=name, userId=os.urandom(16).hex())
+        for name in (f"p{number:02d}" for number in range(projects))
+        for number in range(rows)
+    )
+    assert pq.read_metadata(path).num_row_groups == projects
+    async with asking(lake) as ask:
+        one = await ask.answer("p07", "SELECT count(DISTINCT user_id), count(DISTINCT event_id) FROM events")
+        none = await ask.answer("p07", "SELECT count(DISTINCT user_id) FROM events WHERE event_type > 'view'")
+        column = await ask.answer("p07", "SELECT count(DISTINCT event_type) FROM events")
+    assert msgspec.json.decode(one.body) == [[rows, rows]]
+    footer = pq.read_metadata(path).serialized_size
+    columns = sum(
+        pq.read_metadata(path).row_group(group).column(index).total_compressed_size
+        for group in range(projects)
+        for index in (0, 1)
+    )
+    read = one.result.bytes_read - none.result.bytes_read
+    assert footer < none.result.bytes_read < footer + columns / 4
+    assert 0 < read < columns / 4
+    assert column.result.bytes_read < one.result.bytes_read
