@@ -16,8 +16,14 @@ up: $(VENV)/.runtime
 down: $(VENV)/.runtime
 	$(BIN)/analytics-actors down $(ARGS)
 
+# Unit and contract tests side by side; those of the whole system, which has the machine to itself, one by one.
 test: check
+ifdef ARGS
 	$(BIN)/pytest $(ARGS)
+else
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile tests/unit tests/contract
+	$(BIN)/pytest tests/integration tests/faults
+endif
 
 # The same faults, with services away for a minute instead of seconds.
 faults: $(VENV)/.dev
