@@ -21,7 +21,7 @@ import msgspec
 import pyarrow as pa
 
 # DuckDB's `register` would import it when the question is there.
-import pyarrow.dataset  # noqa: F401
+import pyarrow.dataset
 
 from storage.lake_file import SCHEMA, lake_rows
 from storage.sandbox.checker import EVENTS, Checker, NotAllowed, NotSql, load_functions
