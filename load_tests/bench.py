@@ -19,6 +19,7 @@ from rich.console import Console
 
 from load_tests.comparison import Comparison, Plan
 from load_tests.figures import Results
+from load_tests.lake_measurements import LakeMeasurements
 from load_tests.profiles import ROLES, flame_graph, recorded
 from load_tests.report import RESULTS, machine, save, show
 from load_tests.rounds import BATCH_100, BATCH_1000, SINGLE, Workload
@@ -26,7 +27,16 @@ from load_tests.running_system import RunningSystem, SystemFailed
 from load_tests.watching import idle, soak
 from load_tests.window_measurements import WindowMeasurements, define_load_metrics
 
-MEASUREMENTS = ("single", "latency", "batch100", "batch1000", "windows", "freshness", "metric_query")
+MEASUREMENTS = (
+    "single",
+    "latency",
+    "batch100",
+    "batch1000",
+    "windows",
+    "freshness",
+    "metric_query",
+    "all_sinks",
+)
 WORKLOADS = {workload.name: workload for workload in (SINGLE, BATCH_100, BATCH_1000)}
 FULL = Plan(seconds=15.0, rounds=3, attempt_s=1.5, skip=0)
 QUICK = Plan(seconds=2.0, rounds=1, attempt_s=0.4, skip=1)
@@ -55,7 +65,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--metrics", action="store_true", help="define the ten metrics of `windows` in every project")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="as of `up`")
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--profile", action="store_true", help="flame graphs of gateway, batcher and aggregator instead")
+    kinds.add_argument("--profile", action="store_true", help="flame graphs of gateway and actors instead")
     kinds.add_argument(
         "--soak", type=float, metavar="MINUTES", help="half load (of --only, or single) for so long instead"
     )
@@ -71,16 +81,25 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     return plan._replace(seconds=arguments.seconds or plan.seconds, rounds=arguments.rounds or plan.rounds)
 
 
+def settings_of(arguments: argparse.Namespace) -> list[str]:
+    """NAME=VALUE, the later ones win. What is compared has no lake unless its measurement turns it on: its exports come
+    up to a minute later, in the turn of another server."""
+    is_looked_at = arguments.profile or arguments.soak or arguments.idle
+    return [*([] if is_looked_at else ["lake.enabled=false"]), *arguments.settings]
+
+
 def report(text: str) -> None:
     console.print(text, soft_wrap=True, markup=False)
 
 
 def compare(comparison: Comparison, arguments: argparse.Namespace) -> Run:
     names = arguments.only or MEASUREMENTS
-    of_windows = WindowMeasurements(comparison, projects=arguments.projects, settings=arguments.settings)
+    projects, settings = arguments.projects, settings_of(arguments)
+    of_windows = WindowMeasurements(comparison, projects=projects, settings=settings)
+    of_lake = LakeMeasurements(comparison, projects=projects, settings=settings)
     for name in MEASUREMENTS:
         if name in names:
-            measure = getattr(comparison, name, None) or getattr(of_windows, name)
+            measure = next(found for each in (comparison, of_windows, of_lake) if (found := getattr(each, name, None)))
             measure()
     comparison.finish()
     results: Results = comparison.results
@@ -145,7 +164,7 @@ def main() -> int:
     started_s, load_average = time.monotonic(), os.getloadavg()[0]
     try:
         with (
-            RunningSystem(projects=arguments.projects, settings=arguments.settings) as system,
+            RunningSystem(projects=arguments.projects, settings=settings_of(arguments)) as system,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
             report(f"the system is ready after {time.monotonic() - started_s:.0f} s")

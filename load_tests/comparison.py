@@ -65,7 +65,7 @@ class _Log(NamedTuple):
 
 class Comparison:
     """Each measurement is a method; they share one running system and one scratch database. Those of the windows are
-    in `load_tests.window_measurements`."""
+    in `load_tests.window_measurements`, those of the lake in `load_tests.lake_measurements`."""
 
     def __init__(
         self,
@@ -90,13 +90,13 @@ class Comparison:
 
     def single(self) -> None:
         """One event a request, against the plain handler and the bare route."""
-        with self._plain("executemany") as executemany, self._plain("bare") as bare:
+        with self.plain("executemany") as executemany, self.plain("bare") as bare:
             rounds = self._beside_floors(SINGLE, [executemany, bare])
         self.results.keep_ratio("single_vs_executemany", rounds["system"], stored_events_per_s(rounds["executemany"]))
 
     def batch100(self) -> None:
         """100 events a request, against the plain handler."""
-        with self._plain("executemany") as executemany:
+        with self.plain("executemany") as executemany:
             rounds = self._beside_floors(BATCH_100, [executemany])
         self.results.keep_ratio("batch100_vs_executemany", rounds["system"], stored_events_per_s(rounds["executemany"]))
 
@@ -109,7 +109,7 @@ class Comparison:
             copied.append(self._copy(bodies[:MAX_COPIED_BODIES], rows_per_batch=COPY_ROWS))
             copied_small.append(self._copy(bodies[: MAX_COPIED_BODIES // 4], rows_per_batch=SMALL_COPY_ROWS))
 
-        with self._plain("executemany") as executemany:
+        with self.plain("executemany") as executemany:
             rounds = self._beside_floors(BATCH_1000, [executemany], between=copy)
         results = self.results
         results.figures[f"copy_{COPY_ROWS}_rows_stored_events_per_s"] = median(copied)
@@ -121,7 +121,7 @@ class Comparison:
         """Single events at half of what `single` has found. The bare route at the same rate shows what of
         that is the generator and HTTP."""
         rate = self.half_load()
-        with self._plain("bare") as bare:
+        with self.plain("bare") as bare:
             found: dict[str, list[Latency]] = {"half_load": [], "bare_half_load": []}
             for _ in range(self.plan.rounds):
                 found["half_load"].append(self._at_rate(self._server, rate))
@@ -180,9 +180,10 @@ class Comparison:
         self.results.figures["system_spooled_requests"] = self.system.metric(ACKS, ack="spooled")
 
     @contextmanager
-    def _plain(self, kind: str) -> Iterator[PlainServer]:
+    def plain(self, kind: str, *, name: str = "") -> Iterator[PlainServer]:
+        """A floor; its figures go by `name`, or by its kind."""
         with FloorServer(kind, postgres=self._scratch if kind == "executemany" else None) as server:
-            yield PlainServer(kind, server, self.system)
+            yield PlainServer(name or kind, server, self.system)
 
     def _beside_floors(
         self,

@@ -23,7 +23,7 @@ import psutil
 SAMPLE_INTERVAL_S = 5.0
 """A sample of all processes takes some 50 ms of CPU: one percent of one core."""
 
-_ACTORS = ("batcher", "aggregator", "controller")
+_ACTORS = ("batcher", "aggregator", "exporter", "controller")
 
 Processes = list[tuple[str, psutil.Process]]
 """Each with its role."""
@@ -50,6 +50,8 @@ def role_of(command_line: list[str]) -> str:
         return next((role for role in _ACTORS if line.lower().startswith(f"ray::{role}")), "ray")
     if "gateway.worker" in command_line:
         return "gateway"
+    if "storage.sandbox" in command_line:
+        return "query"
     if "gateway" in command_line or "analytics_actors.cli" in command_line:
         return "supervisors"
     if program == "valkey-server":

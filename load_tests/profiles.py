@@ -1,4 +1,4 @@
-"""Where gateway, batcher and aggregator spend their time: py-spy's flame graphs of them under a load."""
+"""Where gateway and actors spend their time: py-spy's flame graphs of them under a load."""
 
 import subprocess
 import sysconfig
@@ -9,7 +9,7 @@ from pathlib import Path
 from load_tests.process_costs import Processes
 from load_tests.running_system import SystemFailed
 
-ROLES = ("gateway", "batcher", "aggregator")
+ROLES = ("gateway", "batcher", "aggregator", "exporter")
 SAMPLES_PER_S = 200
 WRITE_DEADLINE_S = 60.0
 

@@ -24,6 +24,7 @@ WANTED: dict[str, tuple[str, float]] = {
     "batch100_vs_executemany": ("≥", 1.3),
     "batch1000_vs_copy": ("≥", 0.5),
     "batch100_windows_on_vs_off": ("≥", 0.8),
+    "batch100_all_sinks_vs_executemany": ("≥", 1.0),
 }
 """What figures and ratios are to be."""
 

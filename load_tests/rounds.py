@@ -2,7 +2,7 @@
 
 A round sends a fixed number of events, as many as take about the wanted time at the speed that short
 attempts have found. It ends when the last of them can be read in PostgreSQL, and of a server that is to be measured
-with its windows when it is counted in these too.
+with its windows or its lake when it is in these too.
 """
 
 import gc
@@ -11,10 +11,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from load_tests.floors import FloorServer
 from load_tests.generator import Outcome, Target, closed_loop, open_loop
+from load_tests.lake import wait_exported
 from load_tests.process_costs import Cost, Meter, Processes
 from load_tests.running_system import RunningSystem, SystemFailed
 from load_tests.schedule import percentile
@@ -22,6 +23,8 @@ from load_tests.windows import wait_counted
 
 OPEN_LOOP_CONNECTIONS = 256
 """More than are busy at once unless the server stalls for 100 ms."""
+Until = Literal["stored", "counted", "exported"]
+"""What of an event a round waits for: each is after those before it."""
 SLOWEST = 20.0
 """A round that takes so many times longer than planned has failed."""
 
@@ -79,14 +82,15 @@ class Server(Protocol):
 class SystemServer:
     """The system itself.
 
-    Its rounds end when everything is stored; with `until_counted` when it is counted in the windows as well. The
-    windows are waited for in any case: what they cost is that round's, and the next server's turn is not disturbed.
+    Its rounds end when everything is stored, or as `until` says counted in the windows, or in files of the lake as
+    well. The windows are waited for in any case: what they cost is that round's, and the next server's turn is not
+    disturbed. The lake is not, as its parts may wait for a minute: whoever measures beside it turns it off.
     """
 
-    def __init__(self, system: RunningSystem, *, name: str = "system", until_counted: bool = False) -> None:
+    def __init__(self, system: RunningSystem, *, name: str = "system", until: Until = "stored") -> None:
         self.name = name
         self._system = system
-        self._until_counted = until_counted
+        self._until = until
 
     def targets(self, workload: Workload) -> list[Target]:
         return self._system.targets(batch=workload.events_per_request > 1)
@@ -98,17 +102,20 @@ class SystemServer:
         return Stored(await self._system.stored_events(), await self._system.wal_bytes())
 
     async def stored_at_s(self, outcome: Outcome, events: int) -> float:
-        stored_s = await self._system.wait_stored(events, clock=time.perf_counter)
-        if not self._system.settings.windows.enabled:
-            return stored_s
-        counted_s = await wait_counted(self._system, clock=time.perf_counter)
-        return counted_s if self._until_counted else stored_s
+        clock = time.perf_counter
+        stored_s = at_s = await self._system.wait_stored(events, clock=clock)
+        if self._system.settings.windows.enabled:
+            at_s = await wait_counted(self._system, clock=clock)
+        if self._until == "exported":
+            at_s = await wait_exported(self._system, clock=clock)
+        return stored_s if self._until == "stored" else at_s
 
 
 class PlainServer:
     """A floor: what it has answered is stored (`executemany`), or never will be (`bare`)."""
 
     def __init__(self, name: str, server: FloorServer, system: RunningSystem) -> None:
+        """`system` is the one whose PostgreSQL it uses."""
         self.name = name
         self._server = server
         self._system = system

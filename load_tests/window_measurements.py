@@ -48,7 +48,7 @@ class WindowMeasurements:
                 await off.checkpoint()
 
             servers = [
-                SystemServer(on, name="windows_on", until_counted=True),
+                SystemServer(on, name="windows_on", until="counted"),
                 SystemServer(off, name="windows_off"),
             ]
             rounds = comparison.in_turns(BATCH_100, servers, checkpoint=checkpoint)

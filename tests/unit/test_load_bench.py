@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from load_tests import report
-from load_tests.bench import FULL, QUICK, parse, plan_of
+from load_tests.bench import FULL, QUICK, parse, plan_of, settings_of
 
 
 def test_a_plain_run_is_a_full_one() -> None:
@@ -16,6 +16,13 @@ def test_a_plain_run_is_a_full_one() -> None:
 def test_quick_is_shorter_and_single_values_win() -> None:
     assert plan_of(parse(["--quick"])) == QUICK
     assert plan_of(parse(["--quick", "--seconds", "5", "--rounds", "2"])) == QUICK._replace(seconds=5.0, rounds=2)
+
+
+def test_what_is_compared_has_no_lake_and_what_is_looked_at_is_as_it_comes() -> None:
+    assert settings_of(parse([])) == ["lake.enabled=false"]
+    assert settings_of(parse(["--set", "lake.enabled=true"])) == ["lake.enabled=false", "lake.enabled=true"]
+    for words in (["--idle", "5"], ["--soak", "1"], ["--profile"]):
+        assert settings_of(parse(words)) == []
 
 
 @pytest.mark.parametrize(
