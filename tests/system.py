@@ -39,9 +39,10 @@ FAST = {
     "ANALYTICS_WINDOWS_RECOMPUTE_QUIET_S": "1",
     "ANALYTICS_WINDOWS_RECOMPUTE_WAIT_S": "10",
     "ANALYTICS_WINDOWS_WEBHOOK_HOSTS": "localhost",
+    "ANALYTICS_LAKE_PART_INTERVAL_S": "1",
 }
-"""Settings that make faults show, and heal, within seconds; windows close, and late days are counted, soon. The
-dashboard takes two seconds of every start of Ray: the session's system has it, as users do."""
+"""Settings that make faults show, and heal, within seconds; windows close, late days are counted and files are written
+soon. The dashboard takes two seconds of every start of Ray: the session's system has it, as users do."""
 
 
 class RunningSystem:
@@ -163,9 +164,12 @@ class RunningSystem:
     def aggregators(self) -> list[dict[str, Any]]:
         """By shard, what the controller knows of its aggregator; `view` is None while it does not answer. Shards
         whose aggregator was not looked at yet are left out."""
+        return [shard["aggregator"] for shard in self.status()["shards"] if shard["aggregator"]]
+
+    def status(self) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {self.connection['admin_key']}"}
-        shards = httpx.get(f"{self.url}/v1/status", headers=headers, timeout=10).json()["shards"]
-        return [shard["aggregator"] for shard in shards if shard["aggregator"]]
+        answer: dict[str, Any] = httpx.get(f"{self.url}/v1/status", headers=headers, timeout=10).json()
+        return answer
 
     def wait_windows(self, *, deadline_s: float = 60.0) -> None:
         """Return when the windows of every partition are live."""
