@@ -1,20 +1,20 @@
 """Keeps wanted and actual in step: of every shard its actors, alive, answering, of the wanted settings.
 
-A shard is a batcher and, with windows, an aggregator, with a lake an exporter. An actor whose process dies is restarted
-by Ray itself. What Ray does not see is left to the controller: an actor that is there and does not answer (SIGSTOP, a
-dead node that nobody declared dead). After `unresponsive_after_s` it is killed for good, its name is free, and another
-takes its place; should the old process come back to life, its epoch is stale and it can neither append nor commit
-(FN-1).
+A shard is a batcher and, with windows, an aggregator, with a lake an exporter; the lake has one keeper. An actor
+whose process dies is restarted by Ray itself. What Ray does not see is left to the controller: an actor that is there
+and does not answer (SIGSTOP, a dead node that nobody declared dead). After `unresponsive_after_s` it is killed for
+good, its name is free, and another takes its place; should the old process come back to life, its epoch is stale and
+it can neither append nor commit (FN-1).
 """
 
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from analytics_actors.messages import AggregatorView, BatcherView, ExporterView
+from analytics_actors.messages import AggregatorView, BatcherView, ExporterView, KeeperView
 
-Kind = Literal["batcher", "aggregator", "exporter"]
-View = BatcherView | AggregatorView | ExporterView
+Kind = Literal["batcher", "aggregator", "exporter", "keeper"]
+View = BatcherView | AggregatorView | ExporterView | KeeperView
 
 
 class Place(NamedTuple):
@@ -22,6 +22,10 @@ class Place(NamedTuple):
 
     kind: Kind
     shard: int
+    """0 for what there is one of."""
+
+
+KEEPER = Place("keeper", 0)
 
 
 class ActorHandle(Protocol):
@@ -60,12 +64,13 @@ class Controller:
         *,
         shards: int,
         kinds: Sequence[Kind] = ("batcher",),
+        single: Sequence[Place] = (),
         probe_deadline_s: float,
         unresponsive_after_s: float,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet = fleet
-        self._wanted = [Place(kind, shard) for kind in kinds for shard in range(shards)]
+        self._wanted = [*(Place(kind, shard) for kind in kinds for shard in range(shards)), *single]
         self._probe_deadline_s = probe_deadline_s
         self._unresponsive_after_s = unresponsive_after_s
         self._clock_s = clock_s

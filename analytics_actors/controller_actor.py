@@ -4,14 +4,21 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from analytics_actors.controller import ActorStatus, Controller, Kind, Place
-from analytics_actors.messages import CONTROLLER_NAME, aggregator_name, batcher_name, exporter_name, to_plain
+from analytics_actors.controller import KEEPER, ActorStatus, Controller, Kind, Place
+from analytics_actors.messages import (
+    CONTROLLER_NAME,
+    aggregator_name,
+    batcher_name,
+    exporter_name,
+    keeper_name,
+    to_plain,
+)
 from analytics_actors.ray_fleet import RayFleet
 from config import logs
 from config.settings import Settings
@@ -45,6 +52,7 @@ class ControllerActor:
             RayFleet(self._settings),
             shards=actors.shards,
             kinds=_kinds(self._settings),
+            single=[KEEPER] if self._settings.lake.enabled else [],
             probe_deadline_s=PROBE_DEADLINE_S,
             unresponsive_after_s=actors.unresponsive_after_s,
         )
@@ -85,6 +93,11 @@ class ControllerActor:
             )
         return rows
 
+    def keeper(self) -> dict[str, Any] | None:
+        """The lake keeper's row, if there is one."""
+        status = self._controller.statuses.get(KEEPER)
+        return _row(keeper_name(), status) if status else None
+
     def drain(self, deadline_s: float) -> bool:
         """Every batcher stores what it has taken, and exporters finish what they have begun; then the actors are
         ended. Whether all was stored: what is not in the lake is taken from the log or the event store later."""
@@ -92,6 +105,9 @@ class ControllerActor:
         shards = range(self._settings.actors.shards)
         batchers = [ray.get_actor(batcher_name(shard)) for shard in shards]
         exporters = self._found(exporter_name)
+        # What the keeper has begun the next one finishes.
+        for keeper in self._named([keeper_name()]):
+            ray.kill(keeper, no_restart=True)
         exported = [exporter.drain.remote(deadline_s) for exporter in exporters]
         done: list[bool] = ray.get([b.drain.remote(deadline_s) for b in batchers], timeout=deadline_s + 5)
         # An exporter that waits for the object store is not waited for.
@@ -103,10 +119,13 @@ class ControllerActor:
         return all(done)
 
     def _found(self, name_of: Callable[[int], str]) -> list[Any]:
+        return self._named([name_of(shard) for shard in range(self._settings.actors.shards)])
+
+    def _named(self, names: Sequence[str]) -> list[Any]:
         found = []
-        for shard in range(self._settings.actors.shards):
+        for name in names:
             with contextlib.suppress(ValueError):
-                found.append(ray.get_actor(name_of(shard)))
+                found.append(ray.get_actor(name))
         return found
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import uuid
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import msgspec
 import ray
 
 from analytics_actors.exporter import Exporter
-from analytics_actors.lake.carrying import CrashPoint, no_crash
+from analytics_actors.lake.crash import crash_point
 from analytics_actors.messages import ExporterView, exporter_name
 from analytics_actors.ring import HashRing
 from config import logs
@@ -29,7 +28,7 @@ CONNECTIONS = 2
 """To PostgreSQL: what is done next, and how far the event store is meanwhile."""
 
 CRASH_FILE = "ANALYTICS_EXPORTER_CRASH_FILE"
-"""For tests, in the environment: a file with the name of a point (`CrashPoint`) at which the process ends, once."""
+"""For tests, in the environment: see `analytics_actors.lake.crash`."""
 
 _log = logging.getLogger(__name__)
 
@@ -90,25 +89,11 @@ class ExporterActor:
             manifest=PostgresManifest(postgres, write_timeout_s=settings.store.write_timeout_seconds),
             objects=open_object_store(settings.lake, data=Path(settings.data)),
             settings=settings.lake,
-            reached=_crash_point(),
+            reached=crash_point(CRASH_FILE),
         )
         exporter.start()
         collect_seldom()
         return exporter
-
-
-def _crash_point() -> CrashPoint:
-    named = os.environ.get(CRASH_FILE)
-    if not named:
-        return no_crash
-    file = Path(named)
-
-    def reached(point: str) -> None:
-        if file.exists() and file.read_text() == point:
-            file.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return reached
 
 
 def decode_view(raw: bytes) -> ExporterView | None:

@@ -34,6 +34,11 @@ def exporter_name(shard: int) -> str:
     return f"exporter-{shard}"
 
 
+def keeper_name() -> str:
+    """The Ray name of the lake's keeper, of which there is one."""
+    return "lake-keeper"
+
+
 class AppendReply(msgspec.Struct, array_like=True, frozen=True):
     """The outcome of one batch of an append call, in the order of the call."""
 
@@ -148,6 +153,28 @@ class ExporterView(msgspec.Struct, frozen=True):
     """Running totals since the actor's start, by the names of the metrics catalogue."""
     trouble: str
     """What the exporter waits for at the moment, in words; empty when all is well."""
+
+
+class KeeperView(msgspec.Struct, frozen=True):
+    """A cheap snapshot of the lake keeper; read by the controller, the status page, the metrics and tests."""
+
+    pid: int
+    started_ms: int
+    hours_to_compact: int
+    """As last asked, those that are set aside too."""
+    hours_set_aside: int
+    """Hours whose files could not be merged; they are tried again from time to time."""
+    open_plan: int
+    """The merge under way; 0 for none."""
+    strangers: int
+    """Objects under names of the lake that this manifest knows nothing of."""
+    last_run_ms: int
+    """When it last looked for work, 0 if never since the start."""
+    last_merge_ms: int
+    counters: dict[str, float]
+    """Running totals since the actor's start, by the names of the metrics catalogue."""
+    trouble: str
+    """What the keeper waits for at the moment, in words; empty when all is well."""
 
 
 _replies_encoder = msgspec.msgpack.Encoder()

@@ -6,20 +6,22 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from analytics_actors import actors, aggregator_actor, exporter_actor
-from analytics_actors.controller import Kind, Place, View
-from analytics_actors.messages import aggregator_name, batcher_name, exporter_name
+from analytics_actors import actors, aggregator_actor, exporter_actor, keeper_actor
+from analytics_actors.controller import KEEPER, Kind, Place, View
+from analytics_actors.messages import aggregator_name, batcher_name, exporter_name, keeper_name
 from config.settings import Settings
 
 _NAMES: dict[Kind, Callable[[int], str]] = {
     "batcher": batcher_name,
     "aggregator": aggregator_name,
     "exporter": exporter_name,
+    "keeper": lambda _: keeper_name(),
 }
 _DECODERS: dict[Kind, Callable[[bytes], View | None]] = {
     "batcher": actors.decode_view,
     "aggregator": aggregator_actor.decode_view,
     "exporter": exporter_actor.decode_view,
+    "keeper": keeper_actor.decode_view,
 }
 
 
@@ -63,6 +65,7 @@ class RayFleet:
             "batcher": ray.remote(**actors.BATCHER_OPTIONS)(actors.BatcherActor),
             "aggregator": ray.remote(**aggregator_actor.AGGREGATOR_OPTIONS)(aggregator_actor.AggregatorActor),
             "exporter": ray.remote(**exporter_actor.EXPORTER_OPTIONS)(exporter_actor.ExporterActor),
+            "keeper": ray.remote(**keeper_actor.KEEPER_OPTIONS)(keeper_actor.KeeperActor),
         }
         self._handles: dict[Place, RayActor] = {}
 
@@ -80,6 +83,8 @@ class RayFleet:
 
 
 def _place_of(name: str) -> Place | None:
+    if name == keeper_name():
+        return KEEPER
     for kind, name_of in _NAMES.items():
         shard = name.removeprefix(name_of(0).removesuffix("0"))
         if shard != name and shard.isdecimal():

@@ -132,6 +132,14 @@ class LakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     part_interval_s: Annotated[Seconds, describe("an event waits at most this long for its file")] = 60.0
     compression: Annotated[Literal["snappy", "zstd"], describe("compression of the columns")] = "snappy"
     max_resident_bytes: Annotated[Positive, describe("events that an exporter keeps in memory")] = 256 * MIB
+    compact_below_bytes: Annotated[Positive, describe("smaller files of one hour become one")] = 128 * MIB
+    compact_max_bytes: Annotated[Positive, describe("of at most this size together")] = 1 * GIB
+    compact_quiet_s: Annotated[Seconds, describe("when the hour got no file for so long")] = 600.0
+    compact_max_parts: Annotated[Positive, describe("or has more small files than this")] = 16
+    keeper_interval_s: Annotated[Seconds, describe("an idle lake keeper looks for work this often")] = 60.0
+    retired_grace_s: Annotated[Seconds, describe("files that were replaced stay this long, for readers")] = 3600.0
+    orphan_grace_s: Annotated[Seconds, describe("objects that no export finished are removed after this")] = 86400.0
+    orphan_interval_s: Annotated[Seconds, describe("how often the lake is looked through for them")] = 21600.0
 
 
 class QuerySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

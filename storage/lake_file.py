@@ -41,6 +41,8 @@ from storage.json_members import members
 from storage.lake_manifest import LakeFile, OffsetRange
 
 FILE_VERSION = 1
+PREFIX = "events/"
+"""Of all keys."""
 ROW_GROUP_ROWS = 128 * 1024
 HOUR_S = 3600
 _PIECE_ROWS = 8192
@@ -154,7 +156,7 @@ def key_of(hour: int, plan: int, number: int, *, kind: Kind = "part") -> str:
 
 def hour_prefix(at: datetime) -> str:
     """Where the files of an hour lie."""
-    return f"events/year={at.year:04d}/month={at.month:02d}/day={at.day:02d}/hour={at.hour:02d}"
+    return f"{PREFIX}year={at.year:04d}/month={at.month:02d}/day={at.day:02d}/hour={at.hour:02d}"
 
 
 def _instant(us: int) -> datetime:

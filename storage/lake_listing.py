@@ -4,9 +4,10 @@ keep this contract.
 The law:
 - Each call tells of one moment, which may be over when it returns: what acts on it does so by a swap
   (`storage.lake_manifest`), which looks again.
-- A retired file's object may be deleted when its grace period is over; then `forget` takes its row away. An object
-  whose key is not `known` and whose plan is not open is an orphan. So that none is taken for one that is about to be
-  planned or committed: list the objects first, ask then, and let young ones be.
+- A retired file's object may be deleted when its grace period is over; then `forget` takes its row away.
+- An object whose key is not `known` is an orphan when its plan has ended, and began before the object was put. So that
+  none is taken for one that is committed meanwhile: list the objects first, ask for the `ended` plans then, for the
+  keys last, and let young ones be. Objects of other plans are not of this manifest, or of a time after its backup.
 - Volumes count what was exported on a UTC day; nothing changes those of a day that is over. Holdings count what live
   files hold now, by day of event time.
 - Each call ends at its deadline.
@@ -117,6 +118,9 @@ class LakeListing(Protocol):
 
     async def known(self, keys: Sequence[str]) -> set[str]:
         """Which of the keys are of live or retired files."""
+
+    async def ended(self, plan_ids: Sequence[int]) -> dict[int, datetime]:
+        """Those of the plans that are not open any more and not forgotten, with the time they began."""
 
     async def open_plan_ids(self) -> set[int]:
         """Plans, of exports and swaps, whose objects may be put at any moment."""

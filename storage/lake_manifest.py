@@ -102,6 +102,15 @@ class Plan(NamedTuple):
     created_at: datetime
 
 
+class Swap(NamedTuple):
+    """Live files that are about to be replaced."""
+
+    plan_id: int
+    kind: SwapKind
+    file_ids: tuple[int, ...]
+    created_at: datetime
+
+
 class StoredMark(NamedTuple):
     """How far the event store was in a partition at some moment."""
 
@@ -167,6 +176,13 @@ class LakeManifest(Protocol):
 
     async def swap(self, plan_id: int, files: Sequence[LakeFile]) -> SwapOutcome:
         """Retire the files of the plan and make these live instead."""
+
+    async def open_swaps(self) -> list[Swap]:
+        """Swaps that were begun and neither committed nor cancelled; oldest first. Whoever makes the same objects may
+        end one that somebody else has begun: of two that do, one hears "repeated"."""
+
+    async def cancel_swap(self, plan_id: int) -> None:
+        """Give an open swap up: it will be outdated. One that is not open any more stays as it is."""
 
 
 class LakeSnapshots(Protocol):

@@ -152,6 +152,12 @@ class MemoryLakeListing:
     async def known(self, keys: Sequence[str]) -> set[str]:
         return {kept.file.key for kept in self._manifest.files.values()} & set(keys)
 
+    async def ended(self, plan_ids: Sequence[int]) -> dict[int, datetime]:
+        plans = self._manifest.plans.items()
+        return {
+            plan_id: kept.plan.created_at for plan_id, kept in plans if plan_id in plan_ids and kept.state != "open"
+        }
+
     async def open_plan_ids(self) -> set[int]:
         return {plan_id for plan_id, kept in self._manifest.plans.items() if kept.state == "open"}
 

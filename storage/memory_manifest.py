@@ -23,6 +23,7 @@ from storage.lake_manifest import (
     OffsetRange,
     Plan,
     StoredMark,
+    Swap,
     SwapKind,
     SwapOutcome,
     byte_shares,
@@ -135,7 +136,7 @@ class MemoryManifest:
 
     def _cancel(self, plan_id: int, epochs: Mapping[int, int]) -> None:
         kept = self.plans.get(plan_id)
-        if kept is not None and kept.state == "open":
+        if kept is not None and kept.kind == "export" and kept.state == "open":
             self._check_epochs(epochs, kept.plan.ranges)
             self._end(kept, "cancelled")
 
@@ -211,7 +212,7 @@ class MemoryManifest:
         kept = self.plans.get(plan_id)
         if kept is not None and kept.state == "committed":
             return "repeated"
-        if kept is None or kept.kind == "export" or not self._all_live(kept.file_ids):
+        if kept is None or kept.kind == "export" or kept.state != "open" or not self._all_live(kept.file_ids):
             return "outdated"
         retired = [self.files[file_id] for file_id in kept.file_ids]
         check_swap(kept.kind, [each.file for each in retired], files)
@@ -220,6 +221,23 @@ class MemoryManifest:
         self._add(plan_id, files)
         self._end(kept, "committed")
         return "committed"
+
+    async def open_swaps(self) -> list[Swap]:
+        return self._run(
+            lambda: [
+                Swap(kept.plan.plan_id, kept.kind, tuple(kept.file_ids), kept.plan.created_at)
+                for kept in self.plans.values()
+                if kept.kind != "export" and kept.state == "open"
+            ]
+        )
+
+    async def cancel_swap(self, plan_id: int) -> None:
+        self._run(lambda: self._cancel_swap(plan_id))
+
+    def _cancel_swap(self, plan_id: int) -> None:
+        kept = self.plans.get(plan_id)
+        if kept is not None and kept.kind != "export" and kept.state == "open":
+            self._end(kept, "cancelled")
 
     @asynccontextmanager
     async def snapshot(

@@ -22,6 +22,7 @@ _GAPS = statement("lake_gaps")
 _FORGET_HISTORY = statement("forget_history")
 _FORGET = "DELETE FROM lake_files WHERE file_id = ANY($1) AND retired_at IS NOT NULL"
 _KNOWN = "SELECT key FROM lake_files WHERE key = ANY($1)"
+_ENDED = "SELECT plan_id, created_at FROM lake_plans WHERE plan_id = ANY($1) AND state <> 'open'"
 _OPEN_PLANS = "SELECT plan_id FROM lake_plans WHERE state = 'open'"
 
 
@@ -91,6 +92,10 @@ class PostgresLakeListing:
     async def known(self, keys: Sequence[str]) -> set[str]:
         async with self._postgres.session() as connection:
             return {row["key"] for row in await connection.fetch(_KNOWN, keys)}
+
+    async def ended(self, plan_ids: Sequence[int]) -> dict[int, datetime]:
+        async with self._postgres.session() as connection:
+            return {row["plan_id"]: row["created_at"] for row in await connection.fetch(_ENDED, plan_ids)}
 
     async def open_plan_ids(self) -> set[int]:
         async with self._postgres.session() as connection:

@@ -16,6 +16,7 @@ from storage.lake_manifest import (
     OffsetRange,
     Plan,
     StoredMark,
+    Swap,
     SwapKind,
     SwapOutcome,
     check_files,
@@ -44,6 +45,7 @@ _INSERT_EXPORTS = statement("insert_exports")
 _ADVANCE_TAILS = statement("advance_tails")
 _LOCK_LIVE = statement("lock_live_files")
 _BUSY = statement("busy_files")
+_OPEN_SWAPS = statement("open_swaps")
 _RETIRE = statement("retire_files")
 _STORED = "SELECT partition_id, next_offset FROM checkpoints WHERE sink = $1 AND partition_id = ANY($2)"
 
@@ -151,6 +153,17 @@ class PostgresManifest:
             await insert_files(connection, plan_id, files)
             await connection.execute(_END_PLAN, plan_id, "committed")
         return "committed"
+
+    async def open_swaps(self) -> list[Swap]:
+        async with self._postgres.session() as connection:
+            rows = await connection.fetch(_OPEN_SWAPS)
+        return [Swap(row["plan_id"], row["kind"], tuple(row["file_ids"]), row["created_at"]) for row in rows]
+
+    async def cancel_swap(self, plan_id: int) -> None:
+        async with self._postgres.transaction() as connection:
+            plan = await connection.fetchrow(_LOCK_PLAN, plan_id)
+            if plan is not None and plan["kind"] != "export" and plan["state"] == "open":
+                await connection.execute(_END_PLAN, plan_id, "cancelled")
 
 
 async def _lock_checkpoints(connection: Connection, partitions: Sequence[int]) -> dict[int, Checkpoint]:

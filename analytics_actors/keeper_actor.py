@@ -1,0 +1,96 @@
+"""The Ray actor around `LakeKeeper`; see `analytics_actors.actors`, whose way with calls and restarts it follows."""
+
+import logging
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import ray
+
+from analytics_actors.lake.crash import crash_point
+from analytics_actors.lake.keeper import LakeKeeper
+from analytics_actors.messages import KeeperView, keeper_name
+from config import logs
+from config.garbage import collect_seldom
+from config.settings import Settings
+from storage.object_store import open_object_store
+from storage.postgres import Postgres
+from storage.postgres_lake_listing import PostgresLakeListing
+from storage.postgres_manifest import PostgresManifest
+
+CRASH_FILE = "ANALYTICS_KEEPER_CRASH_FILE"
+"""For tests, in the environment: see `analytics_actors.lake.crash`."""
+
+NICE = 10
+"""Merging may wait for everything else on the machine."""
+
+_log = logging.getLogger(__name__)
+
+
+class KeeperActor:
+    """`LakeKeeper` of the lake."""
+
+    def __init__(self, _: int, settings_json: bytes) -> None:
+        self._settings = Settings.from_json(settings_json)
+        logs.configure(keeper_name())
+        self._keeper: LakeKeeper | None = None
+
+    def __repr__(self) -> str:
+        return "LakeKeeper()"
+
+    async def ready(self) -> bool:
+        """Start if need be."""
+        if self._keeper is None:
+            try:
+                self._keeper = self._start()
+            except Exception as error:
+                _log.error("the lake keeper could not be started", exc_info=error, extra={"action": "open_failed"})
+                raise
+        if self._keeper.failure is not None:
+            _log.error("the lake keeper starts anew", exc_info=self._keeper.failure, extra={"action": "restart"})
+            # Ray restarts the actor if it is the one that Ray knows; everything is found again in the manifest.
+            os._exit(1)
+        return True
+
+    @ray.method(concurrency_group="control")
+    async def observe(self) -> bytes:
+        """An encoded `KeeperView`; empty while the actor is starting."""
+        return msgspec.msgpack.encode(self._keeper.observe()) if self._keeper else b""
+
+    def _start(self) -> LakeKeeper:
+        settings = self._settings
+        os.nice(NICE)
+        postgres = Postgres(
+            settings.store.postgres_url,
+            # Of this incarnation alone, as for the batcher.
+            owner=f"{keeper_name()}-{uuid.uuid4().hex[:12]}",
+            pool_size=1,
+            deadline_s=settings.store.write_timeout_seconds,
+            connect_timeout_s=settings.store.connect_timeout_s,
+        )
+        keeper = LakeKeeper(
+            manifest=PostgresManifest(postgres, write_timeout_s=settings.store.write_timeout_seconds),
+            listing=PostgresLakeListing(postgres),
+            objects=open_object_store(settings.lake, data=Path(settings.data)),
+            settings=settings.lake,
+            folder=Path(settings.data) / "keeper",
+            reached=crash_point(CRASH_FILE),
+        )
+        keeper.start()
+        collect_seldom()
+        return keeper
+
+
+def decode_view(raw: bytes) -> KeeperView | None:
+    return msgspec.msgpack.decode(raw, type=KeeperView) if raw else None
+
+
+KEEPER_OPTIONS: dict[str, Any] = {
+    "num_cpus": 0,
+    "max_restarts": -1,
+    "max_task_retries": 0,
+    "concurrency_groups": {"control": 8},
+    "enable_task_events": False,
+}
