@@ -36,6 +36,8 @@ MEASUREMENTS = (
     "freshness",
     "metric_query",
     "all_sinks",
+    "lake_query",
+    "slow_lake",
 )
 WORKLOADS = {workload.name: workload for workload in (SINGLE, BATCH_100, BATCH_1000)}
 FULL = Plan(seconds=15.0, rounds=3, attempt_s=1.5, skip=0)

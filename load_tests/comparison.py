@@ -59,8 +59,8 @@ class Plan(NamedTuple):
 class _Log(NamedTuple):
     """What was appended to the event log, by one snapshot of the shards, which may be seconds old."""
 
-    bytes: int
-    events: int
+    bytes: float
+    events: float
 
 
 class Comparison:
@@ -124,8 +124,8 @@ class Comparison:
         with self.plain("bare") as bare:
             found: dict[str, list[Latency]] = {"half_load": [], "bare_half_load": []}
             for _ in range(self.plan.rounds):
-                found["half_load"].append(self._at_rate(self._server, rate))
-                found["bare_half_load"].append(self._at_rate(bare, rate))
+                found["half_load"].append(self.at_rate(self._server, rate))
+                found["bare_half_load"].append(self.at_rate(bare, rate))
         for prefix, latencies in found.items():
             self.results.keep_latency(prefix, latencies)
 
@@ -147,24 +147,26 @@ class Comparison:
 
         return self.runner.run(both())
 
-    def _steady(self, server: Server, requests_per_s: float, seconds: float) -> Coroutine[None, None, Latency]:
+    def _steady(
+        self, server: Server, requests_per_s: float, seconds: float, workload: Workload = SINGLE
+    ) -> Coroutine[None, None, Latency]:
         offsets_s = poisson_offsets_s(requests_per_s, seconds, random=self._random)
-        bodies = self._maker.bodies(len(offsets_s), events_per_request=1)
-        return keep_rate(server, SINGLE, bodies, offsets_s)
+        bodies = self._maker.bodies(len(offsets_s), events_per_request=workload.events_per_request)
+        return keep_rate(server, workload, bodies, offsets_s)
 
-    def _at_rate(self, server: Server, requests_per_s: float) -> Latency:
+    def at_rate(self, server: Server, requests_per_s: float, workload: Workload = SINGLE) -> Latency:
         """Steady load: what the saturating rounds before have left behind is worked off in a while of the same load."""
         for seconds in (WARM_UP_S, self.plan.seconds):
-            latency: Latency = self.runner.run(self._steady(server, requests_per_s, seconds))
+            latency: Latency = self.runner.run(self._steady(server, requests_per_s, seconds, workload))
         self.report(
             f"half load {server.name}: {latency.requests_per_s:,.0f} requests/s, p50 {latency.p50_ms:.1f} ms, "
             f"p99 {latency.p99_ms:.1f} ms, worst {latency.worst_ms:.1f} ms"
         )
         return latency
 
-    def saturation(self, workload: Workload) -> Speed:
-        """What the system answers at most."""
-        return self._best(self._server, workload)
+    def saturation(self, workload: Workload, server: Server | None = None) -> Speed:
+        """What the server answers at most, or the system."""
+        return self._best(server or self._server, workload)
 
     def attempt(
         self, workload: Workload, *, connections: int, seconds: float, within: AbstractContextManager[object]

@@ -1,11 +1,12 @@
 """The system under load: started by its own command line on a temporary data folder, stopped by it as well."""
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -44,9 +45,12 @@ class Project(NamedTuple):
 class RunningSystem:
     """A context manager: runs within the block, is stopped and its data removed at the end, also after a failure."""
 
-    def __init__(self, *, projects: int, settings: Sequence[str] = ()) -> None:
-        """`settings`: NAME=VALUE for `up --set`."""
+    def __init__(
+        self, *, projects: int, settings: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`settings`: NAME=VALUE for `up --set`; `environment` is added to our own."""
         self._projects = projects
+        self._environment = os.environ | (environment or {})
         self._words = [word for setting in settings for word in ("--set", setting)]
         self.projects: list[Project] = []
         """That the load goes to."""
@@ -78,7 +82,13 @@ class RunningSystem:
         command = [sys.executable, "-m", "analytics_actors.cli", name, "--data", str(self.data), *arguments]
         # A session of its own: a Ctrl-C at the terminal is for us, and then `down` is run.
         done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=deadline_s, start_new_session=True
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=deadline_s,
+            start_new_session=True,
+            env=self._environment,
         )
         if done.returncode != 0:
             raise SystemFailed(f"`{name}` ended with {done.returncode}:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
@@ -158,15 +168,13 @@ class RunningSystem:
         """Where the server's WAL ends: the difference of two is what was written between them."""
         return await self._ask("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint")
 
-    def metric(self, metric: Metric, **labels: str) -> int:
+    def metric(self, metric: Metric, **labels: str) -> float:
         """The sum of a metric's samples that have the labels, from the gateway's /metrics."""
         answer = httpx.get(f"{self.connection.gateway_url}/metrics", timeout=10).raise_for_status()
         name = f"{metric.name}_total" if metric.kind == "counter" else metric.name
-        return int(
-            sum(
-                sample.value
-                for family in text_string_to_metric_families(answer.text)
-                for sample in family.samples
-                if sample.name == name and labels.items() <= sample.labels.items()
-            )
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(answer.text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
         )

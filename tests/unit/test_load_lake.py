@@ -61,6 +61,8 @@ async def test_a_round_ends_when_the_events_are_where_they_are_wanted(
     [
         ("batch100_all_sinks_vs_executemany", 1.0, "≥ 1"),
         ("batch100_all_sinks_vs_executemany", 0.99, "≥ 1, missed"),
+        ("lake_query_vs_duckdb", 2.0, "≤ 2"),
+        ("lake_query_vs_duckdb", 2.01, "≤ 2, missed"),
     ],
 )
 def test_what_is_wanted_stands_beside_the_number(name: str, value: float, said: str) -> None:
