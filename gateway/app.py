@@ -15,6 +15,7 @@ from gateway.middleware import Edge
 from gateway.query_gate import QueryGate
 from gateway.routes import (
     documentation,
+    exports,
     health,
     keys,
     ledger,
@@ -79,6 +80,7 @@ def routed_endpoints(services: Services, contract: documentation.OpenApi) -> lis
         *read_events.ENDPOINTS,
         *read_metrics.ENDPOINTS,
         *query.ENDPOINTS,
+        *exports.ENDPOINTS,
         *metric_definitions.ENDPOINTS,
         *patterns.ENDPOINTS,
         *ledger.ENDPOINTS,

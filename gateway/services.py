@@ -18,6 +18,8 @@ from gateway.rows import Decoded, Ingest
 from gateway.sql_queries import SqlAnswer
 from storage.event_queries import DeadLetter, EventPage, Order, StoredEvent
 from storage.key_text import KeyKind
+from storage.lake_exports import LakeExports
+from storage.lake_listing import LakeListing
 from storage.ledger import Difference, LedgerHour
 from storage.pattern_store import PatternPage
 from storage.patterns import Kind
@@ -184,6 +186,14 @@ class Sql(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Lake:
+    """What the routes need to know of the lake."""
+
+    exports: LakeExports
+    listing: LakeListing
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """Everything that `create_app` needs."""
 
@@ -199,3 +209,4 @@ class Services:
     patterns: Patterns
     statistics: Statistics
     sql: Sql
+    lake: Lake

@@ -30,7 +30,7 @@ from gateway.keys import KeyCache
 from gateway.metrics import Metrics
 from gateway.ray_link import RayLink
 from gateway.server import serve
-from gateway.services import Services
+from gateway.services import Lake, Services
 from gateway.spooler import Spooler
 from gateway.sql import open_sql
 from gateway.statistics import open_statistics
@@ -40,6 +40,8 @@ from storage.key_cache_file import KeyCacheFile
 from storage.ledger import Ledger
 from storage.pattern_store import PostgresPatterns
 from storage.postgres import Postgres
+from storage.postgres_lake_exports import PostgresLakeExports
+from storage.postgres_lake_listing import PostgresLakeListing
 from storage.redis_log import RedisLog
 from storage.registry import Registry
 from storage.spool import Spool
@@ -105,6 +107,10 @@ class Worker:
                     statistics=statistics,
                     patterns=PostgresPatterns(postgres),
                     sql=open_sql(settings, self._metrics, stack, worker=self._number),
+                    lake=Lake(
+                        PostgresLakeExports(postgres, partitions=settings.log.partitions),
+                        PostgresLakeListing(postgres),
+                    ),
                 )
             )
             background = Background()

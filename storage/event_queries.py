@@ -44,13 +44,14 @@ class EventPage(NamedTuple):
 
 
 class StoredEvent(NamedTuple):
-    """An event and where it is: its log record, and when it was received and stored."""
+    """An event and where it is: its log record, when it was received and stored, and when it happened."""
 
     event: msgspec.Raw
     partition: int
     offset: int
     received_at: datetime
     stored_at: datetime
+    timestamp: datetime
 
 
 class DeadLetter(NamedTuple):

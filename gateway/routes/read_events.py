@@ -12,6 +12,7 @@ from gateway.errors import ApiError
 from gateway.routes.projects import PageLimit
 from gateway.services import Place
 from storage.event_queries import DeadLetter, InvalidCursor, Order, StoredEvent
+from storage.lake_exports import EventFile
 
 Time = Annotated[datetime, Meta(tz=True, description="RFC 3339 with Z or an offset, or Unix time in seconds")]
 State = Literal["stored", "dead_lettered", "logged", "spooled", "unknown"]
@@ -59,7 +60,8 @@ class Events(msgspec.Struct, Generic[EventJson], rename="camel", omit_defaults=T
 
 
 class Trace(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
-    """Where an event is: stored, a dead letter, safe in the log or a spool and not yet stored, or unknown here."""
+    """Where an event is: stored, a dead letter, safe in the log or a spool and not yet stored, or unknown here. Of
+    a stored one that is in the lake the `file`, and the `rowGroup` where that is known without a look into it."""
 
     event_id: str
     state: State
@@ -67,6 +69,9 @@ class Trace(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
     offset: int | None = None
     received_at: datetime | None = None
     stored_at: datetime | None = None
+    file: str | None = None
+    row_group: int | None = None
+    exported_at: datetime | None = None
     dead_lettered_at: datetime | None = None
     code: str | None = None
     message: str | None = None
@@ -106,7 +111,8 @@ async def trace_event(call: Call) -> Answer:
     services = call.services
     stored = await services.queries.find_event(project_id, event_id)
     if stored is not None:
-        return json_answer(_stored(event_id, stored))
+        file = await services.lake.exports.file_of(stored.partition, stored.offset, stored.timestamp)
+        return json_answer(_stored(event_id, stored, file))
     letter = await services.queries.find_dead_letter(project_id, event_id)
     if letter is not None:
         return json_answer(_dead(event_id, letter))
@@ -114,7 +120,7 @@ async def trace_event(call: Call) -> Answer:
     return json_answer(Trace(event_id=event_id, state=_STATES[place]))
 
 
-def _stored(event_id: str, found: StoredEvent) -> Trace:
+def _stored(event_id: str, found: StoredEvent, file: EventFile | None) -> Trace:
     return Trace(
         event_id=event_id,
         state="stored",
@@ -122,6 +128,9 @@ def _stored(event_id: str, found: StoredEvent) -> Trace:
         offset=found.offset,
         received_at=found.received_at,
         stored_at=found.stored_at,
+        file=None if file is None else file.key,
+        row_group=None if file is None else file.row_group,
+        exported_at=None if file is None else file.exported_at,
     )
 
 

@@ -20,7 +20,7 @@ from gateway.metric_reader import MetricReader
 from gateway.metric_stream import MetricStreams
 from gateway.metrics import Metrics
 from gateway.rows import Overloaded, Receipt, Row
-from gateway.services import KeyInfo, Pending, PendingHour, Place, Readiness, Services, Statistics
+from gateway.services import KeyInfo, Lake, Pending, PendingHour, Place, Readiness, Services, Statistics
 from gateway.sql_queries import SqlAnswer
 from storage.aggregated import AggregatedRecord, RecordKey
 from storage.errors import Conflict, NotFound, Unavailable
@@ -29,8 +29,12 @@ from storage.event_queries import DeadLetter, EventPage, InvalidCursor, Order, S
 from storage.key_text import KeyKind
 from storage.lake_cache import NotFetched
 from storage.ledger import Difference, LedgerHour
+from storage.memory_lake_exports import MemoryLakeExports
+from storage.memory_lake_listing import MemoryLakeListing
+from storage.memory_manifest import MemoryManifest
 from storage.memory_patterns import MemoryPatterns
 from storage.memory_rollups import MemoryRollups
+from storage.memory_store import MemoryStore
 from storage.memory_windows import MemoryWindows
 from storage.metric_registry import MemoryMetricRegistry, StoredDefinition
 from storage.registry import KeyRecord, NewKey, Project
@@ -187,7 +191,7 @@ class FakeQueries:
         await self._check()
         for event in self.events:
             if (event["projectId"], event["eventId"]) == (project_id, event_id):
-                return StoredEvent(msgspec.Raw(msgspec.json.encode(event)), 3, 7, NOW, NOW)
+                return StoredEvent(msgspec.Raw(msgspec.json.encode(event)), 3, 7, NOW, NOW, NOW)
         return None
 
     async def find_dead_letter(self, project_id: str, event_id: str) -> DeadLetter | None:
@@ -227,7 +231,10 @@ class FakeStatus:
         view |= {"log_bytes": 4, "resident_bytes": 5, "window_ids": 6, "window_bytes": 7}
         lake = {"lag_records": 4, "held_s": 1.5, "resident_bytes": 9, "counters": {"files_written": 2.0}}
         shard = {"shard": 0, "view": view | {"counters": {"events_stored": 8.0}}, "exporter": {"view": lake}}
-        return {"gateways": [], "spools": [], "shards": [shard, {"shard": 1, "view": None}], "services": {}}
+        kept = {"hours_to_compact": 6, "hours_set_aside": 0, "strangers": 0, "last_run_ms": 1}
+        keeper = {"view": kept | {"counters": {"files_merged": 5.0}}}
+        shards = [shard, {"shard": 1, "view": None}]
+        return {"gateways": [], "spools": [], "shards": shards, "lakeKeeper": keeper, "services": {}}
 
     async def readiness(self) -> Readiness:
         self.asked += 1
@@ -388,6 +395,7 @@ class System:
     patterns: MemoryPatterns = field(default_factory=MemoryPatterns)
     statistics: FakeStatistics = field(default_factory=FakeStatistics)
     sql: FakeSql = field(default_factory=FakeSql)
+    manifest: MemoryManifest = field(default_factory=lambda: MemoryManifest(MemoryStore(), clock=lambda: NOW))
 
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         services = Services(
@@ -403,6 +411,7 @@ class System:
             patterns=self.patterns,
             statistics=self.statistics.services(),
             sql=self.sql,
+            lake=Lake(MemoryLakeExports(self.manifest), MemoryLakeListing(self.manifest)),
         )
         transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=True)
         headers = bearer(key) if key else {}

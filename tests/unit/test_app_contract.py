@@ -117,6 +117,8 @@ async def test_answers_match_their_schemas() -> None:
         check("/v1/events", "get", 200, (await client.get("/v1/events")).json())
         check("/v1/events/{eventId}", "get", 200, (await client.get("/v1/events/e1")).json())
         check("/v1/events/{eventId}/trace", "get", 200, (await client.get("/v1/events/e1/trace")).json())
+        check("/v1/exports", "get", 200, (await client.get("/v1/exports")).json())
+        check("/v1/exports/volumes", "get", 200, (await client.get("/v1/exports/volumes")).json())
     system = System()
     await begin_windows(system.statistics)
     await publish(system.statistics, [Sent(system.statistics.now_s - 5, "purchase", properties={"amount": "1.50"})])
