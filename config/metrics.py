@@ -120,7 +120,31 @@ LAKE_COUNTERS = {
 }
 """By the name in the `counters` of an exporter's snapshot; they start at 0 with the actor."""
 
+KEEPER_GAUGES = {
+    "hours_to_compact": Metric("analytics_lake_hours_to_compact", "gauge", "Hours with several small files."),
+    "hours_set_aside": Metric("analytics_lake_hours_set_aside", "gauge", "Hours whose files could not be merged."),
+    "strangers": Metric("analytics_lake_strangers", "gauge", "Objects that the manifest knows nothing of."),
+    "last_run_ms": Metric("analytics_lake_keeper_run_ms", "gauge", "When the keeper last looked for work."),
+}
+"""By the field of the lake keeper's snapshot."""
+
+KEEPER_COUNTERS = {
+    "merges": Metric("analytics_lake_merges", "counter", "Times that small files became one."),
+    "merges_refused": Metric("analytics_lake_merges_refused", "counter", "Times that files could not be merged."),
+    "merges_given_up": Metric("analytics_lake_merges_given_up", "counter", "Merges that were begun in vain."),
+    "merge_seconds": Metric("analytics_lake_merge_seconds", "counter", "Time spent in merges."),
+    "files_merged": Metric("analytics_lake_merged_files", "counter", "Small files that became part of others."),
+    "rows_merged": Metric("analytics_lake_merged_rows", "counter", "Rows in them."),
+    "bytes_merged": Metric("analytics_lake_merged_bytes", "counter", "Bytes of them."),
+    "files_removed": Metric("analytics_lake_removed_files", "counter", "Files removed after they were replaced."),
+    "orphans_removed": Metric("analytics_lake_removed_orphans", "counter", "Objects removed that no plan finished."),
+    "bytes_removed": Metric("analytics_lake_removed_bytes", "counter", "Bytes of all that was removed."),
+    "retries": Metric("analytics_lake_keeper_retries", "counter", "Calls repeated, a service being away."),
+}
+"""By the name in the `counters` of the lake keeper's snapshot; they start at 0 with the actor."""
+
 SHARD_METRICS = (*SHARD_GAUGES.values(), *SHARD_COUNTERS.values())
 LAKE_METRICS = (*LAKE_GAUGES.values(), *LAKE_COUNTERS.values())
+KEEPER_METRICS = (*KEEPER_GAUGES.values(), *KEEPER_COUNTERS.values())
 
-CATALOGUE = (*GATEWAY_METRICS, *SHARD_METRICS, *LAKE_METRICS)
+CATALOGUE = (*GATEWAY_METRICS, *SHARD_METRICS, *LAKE_METRICS, *KEEPER_METRICS)

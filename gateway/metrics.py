@@ -149,6 +149,7 @@ class Exposition:
         self._snapshot = Recent(snapshot, ttl_s=SNAPSHOT_TTL_S)
         self._shards = _ViewCollector(catalogue.SHARD_GAUGES, catalogue.SHARD_COUNTERS)
         self._lake = _ViewCollector(catalogue.LAKE_GAUGES, catalogue.LAKE_COUNTERS)
+        self._keeper = _ViewCollector(catalogue.KEEPER_GAUGES, catalogue.KEEPER_COUNTERS)
         self._metrics = metrics
         self._registry = metrics.registry
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
@@ -156,19 +157,23 @@ class Exposition:
             MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
         self._registry.register(self._shards)
         self._registry.register(self._lake)
+        self._registry.register(self._keeper)
         ProcessCollector(registry=self._registry)
 
     async def text(self) -> bytes:
         self._metrics.flush()
-        shards = (await self._snapshot.get())["shards"]
+        snapshot = await self._snapshot.get()
+        shards = snapshot["shards"]
         self._shards.views = [(str(row["shard"]), row["view"]) for row in shards if row["view"]]
         exporters = [(str(row["shard"]), row.get("exporter")) for row in shards]
         self._lake.views = [(shard, found["view"]) for shard, found in exporters if found and found["view"]]
+        keeper = snapshot.get("lakeKeeper")
+        self._keeper.views = [("", keeper["view"])] if keeper and keeper["view"] else []
         return generate_latest(self._registry)
 
 
 class _ViewCollector(Collector):
-    """Turns the snapshots of one kind of actor into samples."""
+    """Turns the snapshots of one kind of actor into samples: by shard, if the kind has one for each."""
 
     def __init__(self, gauges: Mapping[str, Metric], counters: Mapping[str, Metric]) -> None:
         self._gauges = gauges
@@ -179,10 +184,10 @@ class _ViewCollector(Collector):
         for field, metric in self._gauges.items():
             gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
             for shard, view in self.views:
-                gauge.add_metric([shard], view[field])
+                gauge.add_metric([shard] if metric.labels else [], view[field])
             yield gauge
         for name, metric in self._counters.items():
             counter = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
             for shard, view in self.views:
-                counter.add_metric([shard], view["counters"].get(name, 0))
+                counter.add_metric([shard] if metric.labels else [], view["counters"].get(name, 0))
             yield counter

@@ -59,12 +59,19 @@ class WorkerStatus:
         self._ring = HashRing(range(settings.actors.shards), partitions=self._partitions)
 
     async def snapshot(self) -> dict[str, Any]:
-        """`gateways` (this worker), `spools` of this machine, `shards` as the controller sees them, `services`, and
-        `batching` (`gateway.batching`)."""
-        shards, parts, spools = await asyncio.gather(self._shards(), self._parts(), self._spools())
-        batching = msgspec.to_builtins(batching_of(shards))
-        gateways = [self._gateway()]
-        return {"gateways": gateways, "spools": spools, "shards": shards, "services": parts, "batching": batching}
+        """`gateways` (this worker), `spools` of this machine, `shards` and `lakeKeeper` as the controller sees them,
+        `services`, and `batching` (`gateway.batching`)."""
+        shards, keeper, parts, spools = await asyncio.gather(
+            self._shards(), self._keeper(), self._parts(), self._spools()
+        )
+        return {
+            "gateways": [self._gateway()],
+            "spools": spools,
+            "shards": shards,
+            "lakeKeeper": keeper,
+            "services": parts,
+            "batching": msgspec.to_builtins(batching_of(shards)),
+        }
 
     def _gateway(self) -> dict[str, Any]:
         return {
@@ -88,6 +95,13 @@ class WorkerStatus:
         except LinkError:
             return []
         return shards
+
+    async def _keeper(self) -> dict[str, Any] | None:
+        try:
+            keeper: dict[str, Any] | None = await self._link.ask(CONTROLLER_NAME, "keeper", deadline_s=PROBE_DEADLINE_S)
+        except LinkError:
+            return None
+        return keeper
 
     async def _parts(self) -> dict[str, str]:
         names = [*self._services, "ray"]

@@ -40,9 +40,12 @@ FAST = {
     "ANALYTICS_WINDOWS_RECOMPUTE_WAIT_S": "10",
     "ANALYTICS_WINDOWS_WEBHOOK_HOSTS": "localhost",
     "ANALYTICS_LAKE_PART_INTERVAL_S": "1",
+    "ANALYTICS_LAKE_COMPACT_QUIET_S": "100000",
+    "ANALYTICS_LAKE_COMPACT_MAX_PARTS": "100000",
 }
 """Settings that make faults show, and heal, within seconds; windows close, late days are counted and files are written
-soon. The dashboard takes two seconds of every start of Ray: the session's system has it, as users do."""
+soon, and stay as they were written. The dashboard takes two seconds of every start of Ray: the session's system has it,
+as users do."""
 
 
 class RunningSystem:

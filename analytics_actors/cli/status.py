@@ -35,6 +35,9 @@ def status(api: Api, partitions: bool, as_json: bool) -> None:
     exporters = [shard["exporter"] for shard in answer["shards"] if shard.get("exporter")]
     if exporters:
         print_table("exporters", _EXPORTER_COLUMNS, [_exporter_row(exporter) for exporter in exporters])
+    keeper = answer.get("lakeKeeper")
+    if keeper:
+        print_table("lake keeper", _KEEPER_COLUMNS, [_keeper_row(keeper)])
     if batching := answer.get("batching"):
         print_table("batching", _BATCHING_COLUMNS, [[batching[name] for name in _BATCHING]])
     if partitions:
@@ -42,15 +45,19 @@ def status(api: Api, partitions: bool, as_json: bool) -> None:
     for shard in answer["shards"]:
         if trouble := (shard.get("view") or {}).get("trouble"):
             click.echo(f"shard {shard['shard']} waits: {trouble}")
-    for exporter in exporters:
-        if trouble := (exporter["view"] or {}).get("trouble"):
-            click.echo(f"{exporter['actor']} waits: {trouble}")
+    for actor in [*exporters, *([keeper] if keeper else [])]:
+        if trouble := (actor["view"] or {}).get("trouble"):
+            click.echo(f"{actor['actor']} waits: {trouble}")
 
 
 _GATEWAY_COLUMNS = ["#worker", "#pid", "#up s", "in flight", "lanes"]
 _SPOOL_COLUMNS = ["spool", "#batches", "size", "#damaged", "trouble"]
 _SHARD_COLUMNS = ["#shard", "state", "#pid", "partitions", "#queued", "#lag events", "#lag s", "log", "#restarts"]
 _EXPORTER_COLUMNS = ["exporter", "state", "#pid", "#lag records", "held", "#plan", "#files", "#events", "#restarts"]
+_KEEPER_COLUMNS = [
+    *("keeper", "state", "#pid", "#hours to compact", "#merge", "#files merged", "merged", "#files removed", "removed"),
+    "#restarts",
+]
 _BATCHING = [
     *("eventsQueued", "eventsProcessed", "eventsAggregated", "eventsDropped", "eventsSampled", "batchesProcessed"),
     *("averageBatchSize", "databaseWrites", "writeReductionPercent"),
@@ -110,6 +117,25 @@ def _exporter_row(exporter: Mapping[str, Any]) -> Sequence[Any]:
         int(counters.get("files_written", 0)),
         int(counters.get("events_exported", 0)),
         exporter["replaced"],
+    )
+
+
+def _keeper_row(keeper: Mapping[str, Any]) -> Sequence[Any]:
+    view = keeper["view"]
+    if view is None:
+        return (keeper["actor"], keeper["state"], *[None] * 7, keeper["replaced"])
+    counters = view["counters"]
+    return (
+        keeper["actor"],
+        keeper["state"],
+        str(view["pid"]),
+        view["hours_to_compact"],
+        view["open_plan"] or None,
+        int(counters.get("files_merged", 0)),
+        bytes_text(counters.get("bytes_merged", 0)),
+        int(counters.get("files_removed", 0) + counters.get("orphans_removed", 0)),
+        bytes_text(counters.get("bytes_removed", 0)),
+        keeper["replaced"],
     )
 
 

@@ -149,6 +149,8 @@ async def test_metrics_show_the_catalogue_and_the_shards() -> None:
     assert 'analytics_store_events_total{shard="0"} 8.0' in answer.text
     assert 'analytics_lake_lag_records{shard="0"} 4.0' in answer.text
     assert 'analytics_lake_files_total{shard="0"} 2.0' in answer.text
+    assert "analytics_lake_hours_to_compact 6.0" in answer.text
+    assert "analytics_lake_merged_files_total 5.0" in answer.text
     for metric in catalogue.CATALOGUE:
         assert f"# HELP {metric.name}" in answer.text
     assert system.status.snapshots == 1

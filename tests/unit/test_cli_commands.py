@@ -53,6 +53,18 @@ STATUS = {
         {"shard": 0, "state": "open", "replaced": 2, "view": VIEW, "exporter": EXPORTER},
         {"shard": 1, "state": "silent", "view": None, "exporter": EXPORTER | {"actor": "exporter-1", "view": None}},
     ],
+    "lakeKeeper": {
+        "actor": "lake-keeper",
+        "state": "open",
+        "replaced": 0,
+        "view": {
+            "pid": 67,
+            "hours_to_compact": 321,
+            "open_plan": 77,
+            "counters": {"files_merged": 1234.0, "bytes_merged": 7.0 * 1024 * 1024},
+            "trouble": "compaction: a file is missing",
+        },
+    },
     "services": {"postgres": "ok", "log": "no answer within 2.0 s"},
 }
 QUIET = {
@@ -77,6 +89,8 @@ def test_status_shows_shards_services_and_trouble(gateway: FakeGateway, data: Pa
     result = invoke("status", "--data", data, "--partitions")
     assert result.exit_code == 0
     for text in ("0-2 5", "1,200", "3.0 MiB", "no answer within 2.0 s", "silent", "PostgreSQL does not answer"):
+        assert text in result.output
+    for text in ("321", "1,234", "7.0 MiB", "lake-keeper waits: compaction: a file is missing"):
         assert text in result.output
     for text in ("exporter-1", "5.0 MiB", "4,000", "exporter-0 waits: object store: away"):
         assert text in result.output

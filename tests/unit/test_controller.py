@@ -1,7 +1,7 @@
 """The controller makes what is wanted, removes what is not, and replaces what does not answer."""
 
 from analytics_actors.batcher import Batcher
-from analytics_actors.controller import Controller, Place
+from analytics_actors.controller import KEEPER, Controller, Place
 from analytics_actors.messages import BatcherView
 from config.settings import Settings
 from storage.memory_log import MemoryLog
@@ -120,6 +120,7 @@ def test_sinks_are_looked_after_and_ingest_does_not_wait_for_them() -> None:
         fleet,
         shards=2,
         kinds=("batcher", "aggregator", "exporter"),
+        single=[KEEPER],
         probe_deadline_s=1,
         unresponsive_after_s=10,
         clock_s=clock,
@@ -127,7 +128,7 @@ def test_sinks_are_looked_after_and_ingest_does_not_wait_for_them() -> None:
     fleet.get_or_create(aggregator(0)).silent = True
     controller.step()
     exporters = [Place("exporter", 0), Place("exporter", 1)]
-    assert sorted(fleet.actors) == [aggregator(0), aggregator(1), batcher(0), batcher(1), *exporters]
+    assert sorted(fleet.actors) == [aggregator(0), aggregator(1), batcher(0), batcher(1), *exporters, KEEPER]
     assert controller.ready
     clock.now_s += 10
     controller.step()
