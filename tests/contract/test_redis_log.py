@@ -96,7 +96,7 @@ async def test_an_append_that_arrives_after_the_renewal_is_refused(valkey_url: s
     """A server that was stopped reads what its dead connections had sent: that must settle nothing any more."""
     proxy = CutProxy(valkey_url)
     await proxy.start()
-    async with opened(proxy.url, timeout_s=0.5) as log:
+    async with opened(proxy.url, timeout_s=2.0) as log:
         state = await log.acquire(7, at_least=FRESH)
         assert await append(log, state.epoch, 0, b"before") == "appended"
         proxy.cut_next("hold", b"EVALSHA")
@@ -128,7 +128,7 @@ async def test_a_lost_reply_is_not_followed_by_a_second_send(valkey_url: str) ->
 async def test_a_stopped_server_is_unavailable_in_time_and_its_late_answers_go_nowhere(
     own_server: EmbeddedValkey,
 ) -> None:
-    async with opened(own_server.url, timeout_s=0.3) as log:
+    async with opened(own_server.url, timeout_s=1.5) as log:
         states = {p: await log.acquire(p, at_least=LogState(0, p, p, 0)) for p in range(1, 6)}
         process_of(own_server).send_signal(signal.SIGSTOP)
         try:

@@ -87,7 +87,7 @@ async def test_a_publication_that_arrives_after_its_repetition_changes_nothing(v
     """A server that was stopped reads what its dead connections had sent."""
     proxy = CutProxy(valkey_url)
     await proxy.start()
-    store = RedisWindows(proxy.url, Settings(log=LogSettings(command_timeout_s=0.5)), owner="one")
+    store = RedisWindows(proxy.url, Settings(log=LogSettings(command_timeout_s=2.0)), owner="one")
     await go_live(store)
     assert await store.publish([publication([(key(), Aggregate(1))])]) == ["published"]
     late = publication([(key(), Aggregate(2))], first=10, following=20)
@@ -134,7 +134,7 @@ async def test_a_full_server_refuses_a_publication_whole(own_server: EmbeddedVal
 
 
 async def test_a_stopped_server_is_unavailable_in_time(own_server: EmbeddedValkey) -> None:
-    store = RedisWindows(own_server.url, Settings(log=LogSettings(command_timeout_s=0.3)), owner="one")
+    store = RedisWindows(own_server.url, Settings(log=LogSettings(command_timeout_s=1.5)), owner="one")
     await go_live(store)
     assert own_server.process is not None
     own_server.process.send_signal(signal.SIGSTOP)

@@ -13,7 +13,8 @@ from storage.errors import FormatError
 from storage.json_members import members
 
 texts = st.text(st.characters(blacklist_categories=["Cs"]), max_size=8)
-scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | texts
+floats = st.floats(allow_nan=False, allow_infinity=False)
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | floats | texts
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3))
 objects = st.dictionaries(texts, values, max_size=5)
 
