@@ -139,7 +139,7 @@ async def test_a_stopped_server_is_unavailable_in_time(own_server: EmbeddedValke
     assert own_server.process is not None
     own_server.process.send_signal(signal.SIGSTOP)
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(4):
             calls = (store.load([key()]), store.publish([publication()]), store.checkpoints([7]))
             results = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(result, Unavailable) for result in results)
