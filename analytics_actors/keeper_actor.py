@@ -14,7 +14,7 @@ from analytics_actors.lake.keeper import LakeKeeper
 from analytics_actors.messages import KeeperView, keeper_name
 from config import logs
 from config.garbage import collect_seldom
-from config.settings import Settings
+from config.settings import LakeSettings, Settings
 from storage.object_store import open_object_store
 from storage.postgres import Postgres
 from storage.postgres_lake_listing import PostgresLakeListing
@@ -25,6 +25,9 @@ CRASH_FILE = "ANALYTICS_KEEPER_CRASH_FILE"
 
 NICE = 10
 """Merging may wait for everything else on the machine."""
+
+READERS_END_S = 5.0
+"""After its deadline a query has certainly ended."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class KeeperActor:
 
     def _start(self) -> LakeKeeper:
         settings = self._settings
+        # Of this thread and those that it starts: the event loop's and its workers'.
         os.nice(NICE)
         postgres = Postgres(
             settings.store.postgres_url,
@@ -74,13 +78,19 @@ class KeeperActor:
             manifest=PostgresManifest(postgres, write_timeout_s=settings.store.write_timeout_seconds),
             listing=PostgresLakeListing(postgres),
             objects=open_object_store(settings.lake, data=Path(settings.data)),
-            settings=settings.lake,
+            settings=_for_readers(settings),
             folder=Path(settings.data) / "keeper",
             reached=crash_point(CRASH_FILE),
         )
         keeper.start()
         collect_seldom()
         return keeper
+
+
+def _for_readers(settings: Settings) -> LakeSettings:
+    """What was replaced stays for at least as long as a query may take."""
+    longest_s = settings.query.queue_wait_s + settings.query.deadline_s + READERS_END_S
+    return msgspec.structs.replace(settings.lake, retired_grace_s=max(settings.lake.retired_grace_s, longest_s))
 
 
 def decode_view(raw: bytes) -> KeeperView | None:
