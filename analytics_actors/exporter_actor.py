@@ -27,7 +27,7 @@ from storage.stored_log import PostgresStoredLog
 CONNECTIONS = 2
 """To PostgreSQL: what is done next, and how far the event store is meanwhile."""
 
-CRASH_FILE = "ANALYTICS_EXPORTER_CRASH_FILE"
+CRASH_FILE = "EXPORTER_CRASH_FILE"
 """For tests, in the environment: see `analytics_actors.lake.crash`."""
 
 _log = logging.getLogger(__name__)
