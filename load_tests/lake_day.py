@@ -5,6 +5,7 @@ their last two digits, which keeps the order of rows. What is left to do for a f
 """
 
 import datetime as dt
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,11 +98,12 @@ def write_hour(maker: HourMaker, folder: Path, *, hour: int, plan: int, number: 
 
 
 async def fill_day(system: RunningSystem, project: Project, events: int) -> LakeDay:
-    """Write yesterday (UTC) into the system's folder and its manifest. The project must be new."""
+    """Write yesterday (UTC) into the system's folder and its manifest: so many events, or a few more. The project must
+    be new."""
     start = int(time.time()) // (HOURS * HOUR_S) * (HOURS * HOUR_S) - HOURS * HOUR_S
     partition = partition_of(project.project_id, system.settings.log.partitions)
     folder = system.data / "lake"
-    maker = HourMaker(events // HOURS, project_id=project.project_id, partition=partition)
+    maker = HourMaker(math.ceil(events / HOURS), project_id=project.project_id, partition=partition)
     postgres = Postgres(system.connection.postgres_url, owner="bench", pool_size=1, deadline_s=INSERT_DEADLINE_S)
     try:
         async with postgres.session() as connection:
