@@ -20,7 +20,7 @@ from storage.postgres import Postgres
 from storage.postgres_lake_listing import PostgresLakeListing
 from storage.postgres_manifest import PostgresManifest
 
-CRASH_FILE = "ANALYTICS_KEEPER_CRASH_FILE"
+CRASH_FILE = "KEEPER_CRASH_FILE"
 """For tests, in the environment: see `analytics_actors.lake.crash`."""
 
 NICE = 10
