@@ -78,7 +78,7 @@ class Status(Protocol):
 
     async def snapshot(self) -> dict[str, Any]:
         """JSON for `GET /v1/status`: `gateways`, `shards` (each with `shard` and, when it answers, a `view`:
-        `analytics_actors.messages.BatcherView`), `services`, `batching` (`gateway.batching.Batching`)."""
+        `analytics_actors.messages.BatcherView`), `lakeKeeper`, `services`, `batching` (`gateway.batching.Batching`)."""
 
     async def readiness(self) -> Readiness: ...
 
