@@ -20,10 +20,7 @@ async def insert_files(connection: Connection, plan_id: int, files: Sequence[Lak
     """Make them live. Raises `FormatError` for a key or an offset that a live file has already."""
     if not files:
         return
-    rows = await connection.fetch(_INSERT_FILES, plan_id, *_columns(map(_file_row, files)))
-    ids = {row["key"]: row["file_id"] for row in rows}
-    if len(ids) < len(files):
-        raise FormatError(f"the manifest has one of these files already: {[file.key for file in files]}")
+    ids = await insert_names(connection, plan_id, files)
     ranges = [(ids[file.key], file.hour, *each) for file in files for each in file.ranges]
     if len(await connection.fetch(_INSERT_RANGES, *_columns(ranges))) < len(ranges):
         raise FormatError(f"other live files cover offsets of these: {[file.key for file in files]}")
@@ -33,6 +30,15 @@ async def insert_files(connection: Connection, plan_id: int, files: Sequence[Lak
         for project_id, share in byte_shares(file).items()
     ]
     await connection.execute(_INSERT_PROJECTS, *_columns(projects))
+
+
+async def insert_names(connection: Connection, plan_id: int, files: Sequence[LakeFile]) -> dict[str, int]:
+    """The files without what they hold, as retired ones are kept: their ids, by key. Raises `FormatError` for a key
+    that is there already."""
+    rows = await connection.fetch(_INSERT_FILES, plan_id, *_columns(map(_file_row, files)))
+    if len(rows) < len(files):
+        raise FormatError(f"the manifest has one of these files already: {[file.key for file in files]}")
+    return {row["key"]: row["file_id"] for row in rows}
 
 
 async def add_volumes(connection: Connection, files: Sequence[LakeFile]) -> None:

@@ -23,6 +23,7 @@ _COMMANDS = {
     "tail": "show events as they arrive",
     "metrics": "show, define, list and backfill metrics",
     "query": "run SQL over events",
+    "lake": "list, verify and rebuild the Parquet files",
     "projects": "list and create projects",
     "keys": "list, create and revoke keys",
     "patterns": "list what was detected in metrics",

@@ -1,0 +1,54 @@
+"""Objects of the lake, looked at by name and from within, wherever they lie."""
+
+import asyncio
+import re
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from storage.errors import Missing
+from storage.object_store import ObjectStore
+
+AT_ONCE = 4
+"""Each waits for the network or the disk, and one from afar lies on this machine's disk meanwhile."""
+
+_NAME = re.compile(
+    r"(?P<top>(?:[^/]+/)*)events/year=\d{4}/month=\d\d/day=\d\d/hour=\d\d/"
+    r"(?P<kind>part|compact)-(?P<plan>\d{12,18})-(?P<number>\d{5})\.parquet",
+    re.ASCII,
+)
+
+
+class Name(NamedTuple):
+    """What a key says; see `storage.lake_file`."""
+
+    kind: str
+    plan_id: int
+    is_cold: bool
+
+
+def name_of(key: str) -> Name | None:
+    """None for a key that no file of the lake has."""
+    found = _NAME.fullmatch(key)
+    if found is None or found["top"] not in ("", "cold/"):
+        return None
+    return Name(found["kind"], int(found["plan"]), found["top"] == "cold/")
+
+
+@asynccontextmanager
+async def local_copy(objects: ObjectStore, key: str, folder: Path) -> AsyncIterator[Path]:
+    """The object as a file: itself where it is one, else a copy that is there within the block. Raises `Missing`."""
+    path = objects.local_path(key)
+    if path is not None:
+        if not await asyncio.to_thread(path.is_file):
+            raise Missing(key)
+        yield path
+        return
+    path = folder / uuid.uuid4().hex
+    await objects.download(key, path)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
