@@ -13,7 +13,9 @@ from load_tests.running_system import POLL_INTERVAL_S, STORED_DEADLINE_S, Runnin
 from storage.fingerprint import partition_of
 from storage.postgres_manifest import SINK as LAKE
 from storage.postgres_store import SINK as EVENT_STORE
+from storage.statements import statement
 
+COMPACTED_POLL_S = 0.1
 LOG_SAMPLE_S = 0.25
 TRIMMED_AFTER_S = 3.0
 """The log is trimmed once a second, below checkpoints that are asked for before."""
@@ -53,6 +55,21 @@ async def wait_exported(system: RunningSystem, *, clock: Clock) -> float:
                 raise SystemFailed(f"the lake of partitions {partitions} is behind after {STORED_DEADLINE_S} s")
             await asyncio.sleep(POLL_INTERVAL_S)
         return clock()
+    finally:
+        await connection.close()
+
+
+async def wait_compacted(system: RunningSystem, *, clock: Clock) -> None:
+    """Return when the keeper has nothing to merge. Raises `SystemFailed` when it does not come as far."""
+    lake = system.settings.lake
+    connection = await asyncpg.connect(system.connection.postgres_url)
+    query = await connection.prepare(statement("hours_to_compact"))
+    until_s = clock() + STORED_DEADLINE_S
+    try:
+        while await query.fetch(lake.compact_below_bytes, lake.compact_quiet_s, lake.compact_max_parts, 1):
+            if clock() > until_s:
+                raise SystemFailed(f"the lake is not compacted after {STORED_DEADLINE_S} s")
+            await asyncio.sleep(COMPACTED_POLL_S)
     finally:
         await connection.close()
 

@@ -23,6 +23,9 @@ from load_tests.window_measurements import define_load_metrics
 
 PART_INTERVAL_S = 1.0
 """A round ends when its last part is in the lake; by default that would be up to a minute of waiting."""
+KEEPER_INTERVAL_S = 5.0
+"""The next server's turn begins when what is to be merged is; by default that, too, would be a minute of waiting."""
+NO_COMPACTION = "lake.compact_max_parts=1000000"
 QUERIED_EVENTS = 10_000_000
 QUERIES_PER_S = 1.0
 """For each second of all rounds: some 45 in a full run."""
@@ -47,9 +50,9 @@ class LakeMeasurements:
         """100 events a request into PostgreSQL, windows of ten metrics beside the built-in ones, and the lake, against
         the plain handler. A round ends when the last event is in all three."""
         comparison = self._comparison
-        settings = [*self._settings, f"lake.part_interval_s={PART_INTERVAL_S}"]
+        intervals = [f"lake.part_interval_s={PART_INTERVAL_S}", f"lake.keeper_interval_s={KEEPER_INTERVAL_S}"]
         with (
-            RunningSystem(projects=self._projects, settings=settings) as system,
+            RunningSystem(projects=self._projects, settings=[*self._settings, *intervals]) as system,
             comparison.plain("executemany", name=_BESIDE_ALL_SINKS) as executemany,
         ):
             define_load_metrics(system)
@@ -73,7 +76,7 @@ class LakeMeasurements:
         if not stored == counted == use.rows:
             raise SystemFailed(f"PostgreSQL has {stored} events, the windows {counted}, the lake {use.rows}")
         costs, figures = results.costs[BATCH_100.name]["all_sinks"], results.figures
-        for role in ("gateway", "batcher", "aggregator", "exporter", "postgres", "valkey"):
+        for role in ("gateway", "batcher", "aggregator", "exporter", "keeper", "postgres", "valkey"):
             figures[f"all_sinks_{role}_cpu_us_per_event"] = cpu_us_per_event(costs, [role])
         figures["all_sinks_cpu_us_per_event"] = cpu_us_per_event(costs)
         figures["all_sinks_parquet_bytes_per_event"] = use.bytes / use.rows
@@ -106,7 +109,7 @@ class LakeMeasurements:
         """Half load at 100 a request, with the lake in an S3 server that is as slow as a real one, and one `SLOW` times
         slower than that, in turns."""
         comparison = self._comparison
-        more = [f"log.max_bytes={SLOW_LAKE_LOG_BYTES}", f"lake.part_interval_s={PART_INTERVAL_S}"]
+        more = [f"log.max_bytes={SLOW_LAKE_LOG_BYTES}", f"lake.part_interval_s={PART_INTERVAL_S}", NO_COMPACTION]
         with (
             SlowStore() as store,
             RunningSystem(

@@ -23,7 +23,15 @@ import psutil
 SAMPLE_INTERVAL_S = 5.0
 """A sample of all processes takes some 50 ms of CPU: one percent of one core."""
 
-_ACTORS = ("batcher", "aggregator", "exporter", "controller")
+_ACTORS = {
+    "batcher": "batcher",
+    "aggregator": "aggregator",
+    "exporter": "exporter",
+    "keeper": "keeper",
+    "lakekeeper": "keeper",
+    "controller": "controller",
+}
+"""Roles, by how an actor's name begins: that of its class at first, then what it calls itself."""
 
 Processes = list[tuple[str, psutil.Process]]
 """Each with its role."""
@@ -47,7 +55,7 @@ def role_of(command_line: list[str]) -> str:
     # A server that has set its title has all of it in the first argument.
     program = Path(line.split(" ", 1)[0]).name
     if line.startswith("ray::"):
-        return next((role for role in _ACTORS if line.lower().startswith(f"ray::{role}")), "ray")
+        return next((role for name, role in _ACTORS.items() if line.lower().startswith(f"ray::{name}")), "ray")
     if "gateway.worker" in command_line:
         return "gateway"
     if "storage.sandbox" in command_line:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from load_tests.floors import FloorServer
 from load_tests.generator import Outcome, Target, closed_loop, open_loop
-from load_tests.lake import wait_exported
+from load_tests.lake import wait_compacted, wait_exported
 from load_tests.process_costs import Cost, Meter, Processes
 from load_tests.running_system import RunningSystem, SystemFailed
 from load_tests.schedule import percentile
@@ -84,7 +84,8 @@ class SystemServer:
 
     Its rounds end when everything is stored, or as `until` says counted in the windows, or in files of the lake as
     well. The windows are waited for in any case: what they cost is that round's, and the next server's turn is not
-    disturbed. The lake is not, as its parts may wait for a minute: whoever measures beside it turns it off.
+    disturbed. The lake is only with `exported`, since its parts may wait for a minute: who measures anything else turns
+    it off. Its compaction is waited for then, too: its CPU is the round's, its time is not.
     """
 
     def __init__(self, system: RunningSystem, *, name: str = "system", until: Until = "stored") -> None:
@@ -108,6 +109,7 @@ class SystemServer:
             at_s = await wait_counted(self._system, clock=clock)
         if self._until == "exported":
             at_s = await wait_exported(self._system, clock=clock)
+            await wait_compacted(self._system, clock=clock)
         return stored_s if self._until == "stored" else at_s
 
 

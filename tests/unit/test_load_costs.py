@@ -23,6 +23,8 @@ from load_tests.watching import Sample, slopes_bytes_per_min
         (["ray::Aggregator(shard=0)"], "aggregator"),
         (["ray::ExporterActor"], "exporter"),
         (["ray::Exporter(shard=0)"], "exporter"),
+        (["ray::KeeperActor"], "keeper"),
+        (["ray::LakeKeeper()"], "keeper"),
         (["ray::ControllerActor"], "controller"),
         (["ray::DashboardAgent"], "ray"),
         (["ray-dashboard-JobHead-0 (/v/bin/python -B -c ...)"], "ray"),

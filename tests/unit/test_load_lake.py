@@ -32,9 +32,9 @@ class _System:
     [
         (Settings(), "stored", 1.0, ["stored", "counted"]),
         (Settings(), "counted", 2.0, ["stored", "counted"]),
-        (Settings(), "exported", 3.0, ["stored", "counted", "exported"]),
+        (Settings(), "exported", 3.0, ["stored", "counted", "exported", "compacted"]),
         (NO_WINDOWS, "stored", 1.0, ["stored"]),
-        (NO_WINDOWS, "exported", 3.0, ["stored", "exported"]),
+        (NO_WINDOWS, "exported", 3.0, ["stored", "exported", "compacted"]),
     ],
 )
 async def test_a_round_ends_when_the_events_are_where_they_are_wanted(
@@ -48,7 +48,11 @@ async def test_a_round_ends_when_the_events_are_where_they_are_wanted(
         system.waited.append("exported")
         return 3.0
 
+    async def compacted(system: _System, **_: Any) -> None:
+        system.waited.append("compacted")
+
     monkeypatch.setattr(rounds, "wait_counted", counted)
+    monkeypatch.setattr(rounds, "wait_compacted", compacted)
     monkeypatch.setattr(rounds, "wait_exported", exported)
     system = _System(settings)
     server = SystemServer(cast(RunningSystem, system), until=until)
