@@ -49,7 +49,8 @@ _EXPORTED = """
     FROM unnest($1::smallint[], $2::bigint[]) AS covered (partition_id, next_offset)
 """
 _LAST_PLAN = """
-    SELECT setval(pg_get_serial_sequence('lake_plans', 'plan_id'), greatest($1, max(plan_id), 1)) FROM lake_plans
+    SELECT setval(sequence, greatest($1, nextval(sequence)))
+    FROM pg_get_serial_sequence('lake_plans', 'plan_id') AS sequence
 """
 _VOLUMES = """
     INSERT INTO lake_volumes (project_id, day, files, rows, bytes)

@@ -207,7 +207,7 @@ async def verify(lake: _Lake, deep: bool, as_json: bool) -> None:
     else:
         print_verified(found)
     if found.problems:
-        raise Failure(f"{len(found.problems):,} problems in the lake")
+        raise Failure(f"problems in the lake: {len(found.problems):,}")
     if not as_json:
         seconds = (datetime.now().astimezone() - began).total_seconds()
         size = f"{found.files:,} files, {found.rows:,} rows, {bytes_text(found.bytes)}"

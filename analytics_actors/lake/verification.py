@@ -15,10 +15,12 @@ from storage.errors import FormatError, Missing
 from storage.lake_content import contradictions
 from storage.lake_listing import LakeListing
 from storage.lake_manifest import FileEntry, LakeFile
-from storage.lake_repair import LakeRepair
+from storage.lake_repair import LakeRepair, Uncovered
 from storage.object_store import ObjectStore
 
 PAGE_FILES = 500
+LOOKS = 3
+"""At what seems to be missing, before it is."""
 
 Progress = Callable[[int], None]
 """Called with the number of files that were looked at."""
@@ -121,12 +123,24 @@ class Verification:
         beginnings = await self._repair.beginnings()
         self._found.forgotten = {partition: first for partition, first in sorted(beginnings.items()) if first}
         if self._deep:
-            # Those of checkpoints that were read before the files: what is exported meanwhile is not asked for.
-            for each in await self._repair.uncovered(live, checkpoints):
+            for each in await self._uncovered(live, checkpoints):
                 events = f"{each.events:,} events of {each.hour:%Y-%m-%dT%HZ}"
                 offsets = f"offsets {each.first_offset} to {each.next_offset}"
                 problems.append(f"partition {each.partition}: {events} at {offsets} are stored, and in no live file")
         return problems
+
+    async def _uncovered(self, live: Sequence[LakeFile], checkpoints: dict[int, int]) -> list[Uncovered]:
+        """By checkpoints that were read before the files: what is exported meanwhile is not asked for. Hours may be
+        merged while pages are read: what no file seems to have is asked for again."""
+        found = await self._repair.uncovered(live, checkpoints)
+        for _ in range(LOOKS - 1):
+            if not found:
+                break
+            now: list[LakeFile] = []
+            async for page in self._pages():
+                now += (await self._listing.load([entry.file_id for entry in page])).values()
+            found = await self._repair.uncovered(now, checkpoints)
+        return found
 
     async def _look_around(self) -> None:
         """Objects first, then what is known of them: none is taken for a stranger that is committed meanwhile."""

@@ -1,10 +1,13 @@
 """`lake verify` and `lake rebuild` over a real manifest and real files, in a folder and on S3."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
+from click.testing import Result
 
 from analytics_actors.lake.rebuilding import Rebuilt, rebuild
 from config.settings import LakeSettings
@@ -17,6 +20,7 @@ from storage.s3_objects import S3Objects
 from tests.contract.lake_subject import BLOG, ELSEWHERE, HOUR, SHOP, epochs_of, postgres_lake
 from tests.contract.real_lake import Crash, RealLake, crash_at
 from tests.object_servers import ObjectServer
+from tests.unit.cli_server import invoke
 
 BOTH = ("shop", BLOG)
 
@@ -266,3 +270,50 @@ async def test_the_footers_tell_of_their_plans(lake: RealLake) -> None:
     await grow(lake)
     for entry in await lake.subject.listing.files():
         assert read_note(await lake.objects.get(entry.key)).plan == entry.plan_id
+
+
+async def command(lake: RealLake, url: str, *words: str) -> Result:
+    """With the settings that are given, as for a system of servers."""
+    options = [
+        "--data",
+        str(lake.folder / "data"),
+        "--postgres-url",
+        url,
+        "--lake-url",
+        (lake.folder / "lake").as_uri(),
+    ]
+    return await asyncio.to_thread(invoke, "lake", *words, *options)
+
+
+@pytest.mark.parametrize("objects", ["folder"], indirect=True)
+async def test_the_commands(lake: RealLake, postgres_url: str) -> None:
+    await grow(lake)
+    await lake.store(BOTH)
+    status = await command(lake, postgres_url, "status")
+    assert status.exit_code == 0
+    for shown in ("5 files, 36 rows", "2 files", "hours to compact"):
+        assert shown in status.stdout
+    told = msgspec.json.decode((await command(lake, postgres_url, "status", "--json")).stdout)
+    assert (told["files"], told["rows"], told["shards"][0]["pending_records"]) == (5, 36, 6)
+    good = await command(lake, postgres_url, "verify", "--deep")
+    assert (good.exit_code, "as it should be: 5 files, 36 rows" in good.stdout) == (0, True)
+    assert good.stdout.count("replaced, to be removed by the lake keeper: events/") == 2
+
+    gone, *_ = await lake.keys()
+    raw = await lake.objects.get(gone)
+    await lake.objects.delete([gone])
+    bad = await command(lake, postgres_url, "verify")
+    assert bad.exit_code == 1
+    assert f"problem: {gone}: there is no such object" in bad.stdout and "problems in the lake: 1" in bad.stderr
+    as_json = await command(lake, postgres_url, "verify", "--json")
+    assert as_json.exit_code == 1
+    assert msgspec.json.decode(as_json.stdout)["problems"] == [f"{gone}: there is no such object"]
+    await lake.objects.put_if_absent(gone, raw)
+
+    refused = await command(lake, postgres_url, "rebuild")
+    assert (refused.exit_code, "--force" in refused.stderr) == (1, True)
+    made = await command(lake, postgres_url, "rebuild", "--force")
+    assert (made.exit_code, "5 files, 36 rows" in made.stdout) == (0, True)
+    again = msgspec.json.decode((await command(lake, postgres_url, "rebuild", "--force", "--json")).stdout)
+    assert (again["files"], len(again["superseded"]), again["missing"], again["dropped_plans"]) == (5, 2, [], [])
+    assert (await command(lake, postgres_url, "verify", "--deep")).exit_code == 0
