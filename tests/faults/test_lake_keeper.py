@@ -1,0 +1,133 @@
+"""The lake keeper under faults: queries see each event once, and the lake ends in few files, whatever was killed."""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from analytics_actors.keeper_actor import CRASH_FILE, NICE
+from tests.faults.conftest import UnderLoad
+from tests.lake_reading import check_lake, files_in, live_keys, wait_exported
+from tests.system import Client, RunningSystem
+
+KEEPER = "ray::Keeper"
+CRASH_POINTS = ("planned", "merged", "put", "swapped")
+GRACE_S = 15
+"""The least that the deadlines of queries allow here."""
+
+HOURS_WITH_SEVERAL = """
+    SELECT hour, count(*) FROM lake_files
+    WHERE retired_at IS NULL AND bytes < 128 * 1024 * 1024
+    GROUP BY hour HAVING count(*) > 1
+"""
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def crash_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("crash") / "point"
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory, crash_file: Path) -> Iterator[RunningSystem]:
+    """One of this module's own: its keeper is eager, and looks for points to end at."""
+    running = RunningSystem(
+        tmp_path_factory.mktemp("keeper") / "data",
+        arguments=("--port", "0"),
+        environment={
+            CRASH_FILE: str(crash_file),
+            "ANALYTICS_LAKE_PART_INTERVAL_S": "0.5",
+            "ANALYTICS_LAKE_COMPACT_QUIET_S": "2",
+            "ANALYTICS_LAKE_COMPACT_MAX_PARTS": "3",
+            "ANALYTICS_LAKE_KEEPER_INTERVAL_S": "0.2",
+            "ANALYTICS_LAKE_RETIRED_GRACE_S": "1",
+            "ANALYTICS_QUERY_DEADLINE_S": "8",
+            "ANALYTICS_QUERY_QUEUE_WAIT_S": "2",
+        },
+    )
+    try:
+        running.start()
+        yield running
+    finally:
+        running.close()
+
+
+async def count_events(client: Client, done: asyncio.Event) -> int:
+    """Ask again and again; each answer has each event once and no fewer than the one before. How many there were."""
+    sql = {"sql": "SELECT count(*), count(DISTINCT event_id) FROM events", "strict": True}
+    answers = before = 0
+    async with httpx.AsyncClient(base_url=client.system.url, timeout=60) as http:
+        while not done.is_set():
+            answer = await http.post(f"/v1/query?projectId={client.project}", json=sql, headers=client.admin())
+            assert answer.status_code == 200, answer.text
+            [[count, distinct]] = answer.json()["rows"]
+            assert count == distinct >= before
+            before, answers = count, answers + 1
+    return answers
+
+
+async def is_compact(system: RunningSystem) -> None:
+    async with asyncio.timeout(60):
+        while await system.sql(HOURS_WITH_SEVERAL):
+            await asyncio.sleep(0.2)
+
+
+async def test_a_keeper_killed_while_queries_and_exports_run(
+    system: RunningSystem, client: Client, crash_file: Path, under_load: UnderLoad
+) -> None:
+    folder = system.data / "lake"
+    done = asyncio.Event()
+    counting = asyncio.create_task(count_events(client, done))
+    rng = random.Random(6)
+    async with under_load(seconds=30):
+        for point in CRASH_POINTS:
+            crash_file.write_text(point)
+            async with asyncio.timeout(30):
+                while crash_file.exists():
+                    await asyncio.sleep(0.05)
+        for _ in range(2):
+            await asyncio.sleep(rng.uniform(0.5, 2))
+            with suppress(ProcessLookupError):
+                os.kill(await asyncio.to_thread(system.wait_for, KEEPER), signal.SIGKILL)
+    done.set()
+    assert await counting > 10
+    assert set(client.acks) == {"logged"}, "ingest does not wait for a keeper"
+    await client.check()
+    await wait_exported(system)
+    await is_compact(system)
+    await check_lake(client, folder)
+    assert await system.sql("SELECT 1 FROM lake_files WHERE key LIKE '%/compact-%' AND retired_at IS NULL")
+    async with asyncio.timeout(GRACE_S + 30):
+        while files_in(folder) != set(await live_keys(system)):
+            await asyncio.sleep(0.5)
+    assert not await system.sql("SELECT plan_id FROM lake_plans WHERE state = 'open'")
+    await check_lake(client, folder)
+
+
+def thread_nice(pid: int) -> int:
+    """The lowest priority among the threads of a process."""
+    stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return max(int(stat.rsplit(")", 1)[1].split()[16]) for stat in stats)
+
+
+def test_an_idle_keeper_costs_nothing_and_says_what_it_did(system: RunningSystem, client: Client) -> None:
+    process = psutil.Process(system.wait_for(KEEPER))
+    before = sum(process.cpu_times()[:2])
+    time.sleep(5)
+    # It looks for work five times a second here, and once a minute by default.
+    assert sum(process.cpu_times()[:2]) - before < 1
+    assert thread_nice(process.pid) == min(process.nice() + NICE, 19), "merging waits for everything else"
+    metrics = httpx.get(f"{system.url}/metrics", timeout=10).text
+    assert "analytics_lake_hours_to_compact 0.0" in metrics
+    keeper = system.status()["lakeKeeper"]
+    assert (keeper["state"], keeper["view"]["trouble"]) == ("open", "")
+    assert "lake-keeper" in system.cli("status").stdout
