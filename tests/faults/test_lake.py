@@ -189,9 +189,10 @@ async def test_the_object_store_away_and_back(moto: ObjectServer, over_s3: OverS
         try:
             await client.run(seconds=8, workers=2)
             await client.check()
-            [exporter] = exporters(system)
-            assert "object store" in exporter["view"]["trouble"]
-            assert exporter["view"]["lag_records"] > 0
+            async with asyncio.timeout(30):
+                while "object store" not in (view := exporters(system)[0]["view"])["trouble"]:
+                    await asyncio.sleep(0.2)
+            assert view["lag_records"] > 0
             # What a crash leaves behind must not matter either.
             os.kill(system.pid_of(EXPORTER), signal.SIGKILL)
             await client.run(seconds=1, workers=1)
