@@ -103,13 +103,22 @@ class Carrying:
     async def _files(self, plan: Plan, events: pa.Table) -> list[LakeFile]:
         slots = asyncio.Semaphore(PUTS)
         tasks: list[asyncio.Task[LakeFile]] = []
+        failed = asyncio.Event()
+
+        def ended(put: asyncio.Task[LakeFile]) -> None:
+            slots.release()
+            if not put.cancelled() and put.exception() is not None:
+                failed.set()
+
         try:
             for number, of_hour in enumerate(by_hour(events, plan.ranges)):
                 await slots.acquire()
+                if failed.is_set():
+                    break
                 raw, summary = await self._compute(_written, of_hour, plan.plan_id, number, self._compression)
                 key = key_of(of_hour.hour, plan.plan_id, number)
                 task = asyncio.create_task(self._put(key, raw, summary))
-                task.add_done_callback(lambda _: slots.release())
+                task.add_done_callback(ended)
                 tasks.append(task)
             return list(await asyncio.gather(*tasks))
         finally:
