@@ -1,4 +1,7 @@
-"""The lake of a running system, read from its folder: what was sent is there, once, and nothing else."""
+"""The lake of a running system, read from its folder: what was sent is there, once, and nothing else.
+
+It follows `test_main_job`, which loads the same sets into the same system and must find none of their projects.
+"""
 
 import asyncio
 import json
