@@ -19,6 +19,7 @@ from analytics_actors.windows.prepare import prepare
 from analytics_actors.windows.roll_up import RollUp
 from analytics_actors.windows.shared import WindowShard
 from analytics_actors.windows.sources import StoredCheckpoints
+from analytics_actors.windows.stepping import step_forever
 from analytics_actors.windows.window_set import WindowSet
 from storage.aggregate import Aggregate
 from storage.errors import StorageError, Unavailable
@@ -32,7 +33,6 @@ STORED_POLL_S = 0.1
 PATIENCE_S = 10.0
 """If the event store does not catch up within it, the partition goes on with the old definitions for a while."""
 
-MAX_PAUSE_S = 10.0
 AHEAD_S = 2 * 86400
 """Events may be of the future: more than the gateway's `max_event_ahead_s` takes by default."""
 
@@ -60,17 +60,7 @@ class Builder:
         self._roll_up = roll_up
 
     async def run(self) -> None:
-        pause_s = POLL_S
-        while True:
-            try:
-                await self.step()
-            except StorageError as error:
-                self._shard.counters.trouble("definitions", str(error))
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
-            else:
-                self._shard.counters.clear_trouble("definitions")
-                pause_s = POLL_S
-            await asyncio.sleep(pause_s)
+        await step_forever(self.step, self._shard.counters, "definitions", pause_s=POLL_S)
 
     async def step(self) -> None:
         await self._book.refresh()

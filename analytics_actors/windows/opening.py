@@ -1,21 +1,19 @@
 """Taking partitions over in the window store, and noticing that one is not ours or not whole any more."""
 
-import asyncio
 from collections.abc import Sequence
 
 from analytics_actors.windows.definition_book import DefinitionBook
 from analytics_actors.windows.partition import WindowPartition, WindowState
 from analytics_actors.windows.shared import WindowShard
 from analytics_actors.windows.sources import StoredCheckpoints
-from storage.errors import Fenced, StorageError
+from analytics_actors.windows.stepping import step_forever
+from storage.errors import Fenced
 from storage.window_store import WindowsCheckpoint, WindowStore
 
 STEP_S = 0.1
 GAP_INTERVAL_S = 0.5
 VERIFY_INTERVAL_S = 2.0
 """FLUSHALL is noticed within it, also in partitions that nothing is appended to."""
-
-MAX_PAUSE_S = 5.0
 
 
 class Opening:
@@ -30,17 +28,7 @@ class Opening:
         self._looked_s = 0.0
 
     async def run(self) -> None:
-        pause_s = STEP_S
-        while True:
-            try:
-                await self.step()
-            except StorageError as error:
-                self._shard.counters.trouble("opening", str(error))
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
-            else:
-                self._shard.counters.clear_trouble("opening")
-                pause_s = STEP_S
-            await asyncio.sleep(pause_s)
+        await step_forever(self.step, self._shard.counters, "opening", pause_s=STEP_S)
 
     async def step(self) -> None:
         """What is to be done now. Raises what the services raise; may be called again then."""

@@ -19,10 +19,11 @@ from analytics_actors.windows.partition import WindowPartition, WindowState
 from analytics_actors.windows.prepare import Prepared, newest_ms, prepare
 from analytics_actors.windows.shared import WindowShard
 from analytics_actors.windows.sources import LogStates, StoredCheckpoints
+from analytics_actors.windows.stepping import step_forever
 from analytics_actors.windows.window_set import WindowSet
 from storage.aggregate import Aggregate
 from storage.aggregated import AggregatedRecord, RecordKey
-from storage.errors import Fenced, LogLost, StorageError, Unavailable
+from storage.errors import Fenced, LogLost, Unavailable
 from storage.event_columns import EventColumns
 from storage.metric_definitions import MetricDefinition
 from storage.rollups import RollupStore, day_of
@@ -38,7 +39,6 @@ STORED_POLL_S = 0.1
 STORED_POLLS = 50
 
 STEP_S = 0.1
-MAX_PAUSE_S = 5.0
 
 
 class Rebuilder:
@@ -64,19 +64,12 @@ class Rebuilder:
         self._log_states = log_states
 
     async def run(self) -> None:
-        pause_s = STEP_S
-        while True:
-            lost = self._shard.in_state(WindowState.LOST, WindowState.REBUILDING)
-            try:
-                for owner in lost:
-                    await self._rebuild(owner)
-            except StorageError as error:
-                self._shard.counters.trouble("rebuild", str(error))
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
-            else:
-                self._shard.counters.clear_trouble("rebuild")
-                pause_s = STEP_S
-            await asyncio.sleep(pause_s)
+        await step_forever(self.step, self._shard.counters, "rebuild", pause_s=STEP_S)
+
+    async def step(self) -> None:
+        """Rebuild what was lost. Raises what the services raise."""
+        for owner in self._shard.in_state(WindowState.LOST, WindowState.REBUILDING):
+            await self._rebuild(owner)
 
     async def _rebuild(self, owner: WindowPartition) -> None:
         [known] = await self._store.checkpoints([owner.partition])

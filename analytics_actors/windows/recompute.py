@@ -21,9 +21,10 @@ from analytics_actors.windows.partition import WindowPartition, WindowState
 from analytics_actors.windows.prepare import prepare
 from analytics_actors.windows.shared import WindowShard
 from analytics_actors.windows.sources import StoredCheckpoints
+from analytics_actors.windows.stepping import step_forever
 from analytics_actors.windows.window_set import KEY_BYTES, other
 from storage.aggregate import Aggregate
-from storage.errors import Fenced, StorageError
+from storage.errors import Fenced
 from storage.event_columns import EventColumns
 from storage.metric_definitions import MetricDefinition
 from storage.rollups import DAY_S, LateDay, RollupStore
@@ -32,7 +33,6 @@ from storage.window_key import Dimensions, WindowKey, late_mask, lateness_s
 _log = logging.getLogger(__name__)
 
 STEP_S = 1.0
-MAX_PAUSE_S = 10.0
 DAYS_PER_STEP = 500
 PROJECTS_PER_CHUNK = 20
 DAYS_PER_CHUNK = 31
@@ -84,19 +84,7 @@ class Recompute:
         self.running = False
 
     async def run(self) -> None:
-        pause_s = STEP_S
-        while True:
-            try:
-                await self.step()
-            except StorageError as error:
-                self._shard.counters.trouble("recomputation", str(error))
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
-            else:
-                self._shard.counters.clear_trouble("recomputation")
-                pause_s = STEP_S
-            finally:
-                self.running = False
-            await asyncio.sleep(pause_s)
+        await step_forever(self.step, self._shard.counters, "recomputation", pause_s=STEP_S)
 
     async def step(self) -> None:
         """Recompute what is due. Raises what the services raise."""
@@ -113,9 +101,15 @@ class Recompute:
         self.days_left = len(due)
         if not due:
             return
+        self.running = True
+        try:
+            await self._recompute_all(due, live, frozen_below)
+        finally:
+            self.running = False
+
+    async def _recompute_all(self, due: Sequence[LateDay], live: Sequence[int], frozen_below: int) -> None:
         # A backfill may have marked days for a metric that was defined a moment before.
         await self._book.refresh()
-        self.running = True
         # As far as it was counted when the marks had been read.
         behind = await self._behind({number: self._shard.partitions[number].counting_to for number in live})
         by_owner: defaultdict[WindowPartition, list[LateDay]] = defaultdict(list)

@@ -8,7 +8,6 @@ written with the count of `events` last. Roll-ups of hours that do not change an
 come from recomputation alone: there the day is marked.
 """
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +16,7 @@ from analytics_actors.windows.definition_book import DefinitionBook, is_doubted,
 from analytics_actors.windows.in_place import publish_in_place
 from analytics_actors.windows.partition import WindowPartition, WindowState
 from analytics_actors.windows.shared import WindowShard
+from analytics_actors.windows.stepping import step_forever
 from storage.aggregate import Aggregate
 from storage.errors import StorageError
 from storage.metric_definitions import MetricDefinition
@@ -31,7 +31,6 @@ STEP_S = 1.0
 CHANGED_INTERVAL_S = 5.0
 """Closed windows that late events changed are rolled up together, so often."""
 
-MAX_PAUSE_S = 5.0
 ROWS_PER_CALL = 1000
 MAX_WAITING = 100_000
 """Keys that wait for PostgreSQL: some 50 MB. Beyond it they are let go, and found again by an audit."""
@@ -111,17 +110,7 @@ class RollUp:
         return sum(map(len, self._waiting.values()))
 
     async def run(self) -> None:
-        pause_s = STEP_S
-        while True:
-            try:
-                await self.step()
-            except StorageError as error:
-                self._shard.counters.trouble("roll-ups", str(error))
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
-            else:
-                self._shard.counters.clear_trouble("roll-ups")
-                pause_s = STEP_S
-            await asyncio.sleep(pause_s)
+        await step_forever(self.step, self._shard.counters, "roll-ups", pause_s=STEP_S)
 
     async def step(self) -> None:
         """Close what is due, roll up what has closed or changed, audit. Raises what the services raise."""
