@@ -22,7 +22,7 @@ from analytics_actors.counters import Counters
 from analytics_actors.event_folding import EventFolding
 from analytics_actors.messages import FULL, NOT_OWNER, UNAVAILABLE, AppendReply, BatcherView, PartitionView
 from analytics_actors.owned_partition import OwnedPartition, PartitionState, Submission
-from analytics_actors.pending import HourCount
+from analytics_actors.pending import Backlog, HourCount
 from analytics_actors.store_sink import OtherSinks, StoreSink, no_other_sinks
 from analytics_actors.takeover import Takeover
 from config.settings import Settings
@@ -71,7 +71,8 @@ class Batcher:
         self._background = Background()
         self._started_ms = clock_ms()
         window_s = settings.log.dedupe_window_s
-        self._owned = {p: OwnedPartition(p, window_s=window_s) for p in partitions}
+        self._backlog = Backlog()
+        self._owned = {p: OwnedPartition(p, window_s=window_s, backlog=self._backlog) for p in partitions}
         self._max_log_bytes = settings.log.max_bytes // settings.actors.shards
         self._takeover = Takeover(
             log,
@@ -89,6 +90,7 @@ class Batcher:
             self._counters,
             self._background,
             settings.store,
+            backlog=self._backlog,
             clock_ms=clock_ms,
             window_s=window_s,
             on_lost=self._reopen,
@@ -102,7 +104,7 @@ class Batcher:
             self._background,
             clock_ms=clock_ms,
             keep=self._has_memory_for,
-            on_appended=self._sink.wake,
+            on_appended=self._sink.appended,
             on_lost=self._reopen,
         )
         self._waiting_bytes = 0
@@ -146,7 +148,7 @@ class Batcher:
             return NOT_OWNER
         if self._draining or owner.state in {PartitionState.RESOLVING, PartitionState.LOST}:
             return UNAVAILABLE
-        if self._waiting_bytes > MAX_WAITING_BYTES or self._log_bytes > self._max_log_bytes:
+        if self._waiting_bytes > MAX_WAITING_BYTES or self._backlog.log_bytes > self._max_log_bytes:
             self._counters.count("appends_refused")
             return FULL
         return None
@@ -214,12 +216,7 @@ class Batcher:
                 await asyncio.sleep(PREPARE_DAYS_INTERVAL_S)
 
     def _has_memory_for(self, size: int) -> bool:
-        resident = sum(owner.pending.resident_bytes for owner in self._owned.values())
-        return resident + size <= self._settings.store.max_resident_bytes
-
-    @property
-    def _log_bytes(self) -> int:
-        return sum(owner.pending.log_bytes for owner in self._owned.values())
+        return self._backlog.resident_bytes + size <= self._settings.store.max_resident_bytes
 
     def pending_of(self, project_id: str) -> list[HourCount]:
         """What of a project is in the log and not yet in the event store."""
@@ -242,10 +239,10 @@ class Batcher:
             partitions=[_view(owner) for owner in owned],
             waiting_events=sum(len(owner.waiting) for owner in owned),
             waiting_bytes=self._waiting_bytes,
-            lag_events=sum(owner.pending.events for owner in owned),
+            lag_events=self._backlog.events,
             lag_s=max(0.0, (self._clock_ms() - min(oldest)) / 1000) if oldest else 0.0,
-            log_bytes=self._log_bytes,
-            resident_bytes=sum(owner.pending.resident_bytes for owner in owned),
+            log_bytes=self._backlog.log_bytes,
+            resident_bytes=self._backlog.resident_bytes,
             window_ids=sum(len(owner.window) for owner in owned),
             window_bytes=sum(owner.window.resident_bytes for owner in owned),
             counters=dict(self._counters.totals),

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from analytics_actors.dedupe import DedupeWindow
 from analytics_actors.messages import AppendReply
-from analytics_actors.pending import PendingRecords
+from analytics_actors.pending import Backlog, PendingRecords
 from storage.event_batch import EventBatch
 from storage.event_store import Checkpoint
 
@@ -41,7 +41,7 @@ class Submission:
 class OwnedPartition:
     """State only; the appender, the store sink and the takeover act on it, all in one event loop."""
 
-    def __init__(self, partition: int, *, window_s: float) -> None:
+    def __init__(self, partition: int, *, window_s: float, backlog: Backlog) -> None:
         self.partition = partition
         self.state = PartitionState.OPENING
         self.epoch = 0
@@ -49,7 +49,7 @@ class OwnedPartition:
         self.window = DedupeWindow(window_s)
         # Bounded by the batcher in bytes (`MAX_WAITING_BYTES`), over all partitions.
         self.waiting: deque[Submission] = deque()
-        self.pending = PendingRecords()
+        self.pending = PendingRecords(backlog)
         self.checkpoint = 0
         self.store_epoch: int | None = None
         """The epoch under which the event store's checkpoint is ours; None: to be claimed first."""

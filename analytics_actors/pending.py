@@ -7,6 +7,7 @@ that was let go is read from the log again when its turn comes.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -63,11 +64,21 @@ def count_hours(record: LogRecord) -> tuple[HourCount, ...]:
     return tuple(HourCount(project, hour, *total) for (project, hour), total in totals.items())
 
 
-class PendingRecords:
-    """A queue of `PendingRecord` by ascending offset. Its bytes are counted for the shard's two bounds."""
+@dataclass
+class Backlog:
+    """What is pending in all partitions of a shard, kept as a sum: the shard's bounds are looked at for every batch."""
 
-    def __init__(self) -> None:
+    events: int = 0
+    log_bytes: int = 0
+    resident_bytes: int = 0
+
+
+class PendingRecords:
+    """A queue of `PendingRecord` by ascending offset. It is counted in the shard's `Backlog` too."""
+
+    def __init__(self, backlog: Backlog) -> None:
         self._records: deque[PendingRecord] = deque()
+        self._backlog = backlog
         self.events = 0
         self.log_bytes = 0
         self.resident_bytes = 0
@@ -85,18 +96,15 @@ class PendingRecords:
     def add(self, pending: PendingRecord, *, keep: bool) -> None:
         """Append at the end; with `keep` the record stays in memory."""
         self._records.append(pending)
-        self.events += pending.events
-        self.log_bytes += pending.log_bytes
-        if keep:
-            self.resident_bytes += pending.log_bytes
-        else:
+        if not keep:
             pending.record = None
+        self._count(pending.events, pending.log_bytes, pending.log_bytes if keep else 0)
 
     def restore(self, pending: PendingRecord, record: LogRecord) -> None:
         """A record that was let go is back in memory."""
         if pending.record is None:
             pending.record = record
-            self.resident_bytes += pending.log_bytes
+            self._count(0, 0, pending.log_bytes)
 
     def head(self, *, max_events: int) -> list[PendingRecord]:
         """The oldest records with at most that many events, one at least."""
@@ -113,14 +121,17 @@ class PendingRecords:
         """Forget what is stored."""
         while self._records and self._records[0].offset < offset:
             done = self._records.popleft()
-            self.events -= done.events
-            self.log_bytes -= done.log_bytes
-            if done.record is not None:
-                self.resident_bytes -= done.log_bytes
+            self._count(-done.events, -done.log_bytes, -done.log_bytes if done.record is not None else 0)
 
     def clear(self) -> None:
         self._records.clear()
-        self.events = self.log_bytes = self.resident_bytes = 0
+        self._count(-self.events, -self.log_bytes, -self.resident_bytes)
+
+    def _count(self, events: int, log_bytes: int, resident_bytes: int) -> None:
+        for counted in (self, self._backlog):
+            counted.events += events
+            counted.log_bytes += log_bytes
+            counted.resident_bytes += resident_bytes
 
     def counts(self) -> Iterator[HourCount]:
         # A snapshot: another thread may be asking.

@@ -19,7 +19,7 @@ from analytics_actors.background import Background
 from analytics_actors.counters import Counters
 from analytics_actors.messages import NOT_OWNER
 from analytics_actors.owned_partition import OwnedPartition, PartitionState
-from analytics_actors.pending import PendingRecord, lost_of
+from analytics_actors.pending import Backlog, PendingRecord, lost_of
 from config.settings import StoreSettings
 from storage.errors import Fenced, FormatError, Misconfigured, Unavailable
 from storage.event_batch import LogRecord, decode_record
@@ -58,6 +58,7 @@ class StoreSink:
         background: Background,
         settings: StoreSettings,
         *,
+        backlog: Backlog,
         clock_ms: Callable[[], int],
         window_s: float,
         on_lost: Callable[[OwnedPartition], None],
@@ -66,6 +67,7 @@ class StoreSink:
     ) -> None:
         """Stored records stay in the log for `other_sinks` as long as the shard's log is not above `max_kept_bytes`."""
         self._partitions = list(partitions)
+        self._backlog = backlog
         self._other_sinks = other_sinks
         self._max_kept_bytes = max_kept_bytes
         # Offset and size of what this sink has stored and not trimmed. What an earlier owner left is not counted: it
@@ -89,6 +91,11 @@ class StoreSink:
 
     def wake(self) -> None:
         self._wake.set()
+
+    def appended(self) -> None:
+        """Records have come. While they are too few to be written at once, the sleeper wakes up in time by himself."""
+        if self._backlog.events >= self._settings.batch_size:
+            self._wake.set()
 
     async def run(self) -> None:
         while True:
@@ -124,7 +131,7 @@ class StoreSink:
     @property
     def _log_bytes(self) -> int:
         stored = sum(size for records in self._stored_records.values() for _, size in records)
-        return stored + sum(owner.pending.log_bytes for owner in self._partitions)
+        return stored + self._backlog.log_bytes
 
     async def _trim(self, owner: OwnedPartition, below: int) -> None:
         await self._log.trim(

@@ -25,6 +25,9 @@ A reader refuses a version that it does not know, loudly: it never guesses.
 
 import msgspec
 import numpy as np
+
+# pyarrow imports it when it meets its first NumPy array: tenths of a second that the first event would wait.
+import numpy.ma  # noqa: F401
 import pyarrow as pa
 
 from storage.errors import FormatError
