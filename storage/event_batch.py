@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 
 # pyarrow imports it when it meets its first NumPy array: tenths of a second that the first event would wait.
-import numpy.ma  # noqa: F401
+import numpy.ma
 import pyarrow as pa
 
 from storage.errors import FormatError
