@@ -124,6 +124,9 @@ KEEPER_GAUGES = {
     "hours_to_compact": Metric("analytics_lake_hours_to_compact", "gauge", "Hours with several small files."),
     "hours_set_aside": Metric("analytics_lake_hours_set_aside", "gauge", "Hours whose files could not be merged."),
     "strangers": Metric("analytics_lake_strangers", "gauge", "Objects that the manifest knows nothing of."),
+    "last_retention_ms": Metric("analytics_retention_run_ms", "gauge", "When retention last came to its end."),
+    "destinations": Metric("analytics_lake_destinations", "gauge", "Destinations that are served."),
+    "destinations_failing": Metric("analytics_lake_failing_destinations", "gauge", "Those whose last try failed."),
     "last_run_ms": Metric("analytics_lake_keeper_run_ms", "gauge", "When the keeper last looked for work."),
 }
 """By the field of the lake keeper's snapshot."""
@@ -139,12 +142,46 @@ KEEPER_COUNTERS = {
     "files_removed": Metric("analytics_lake_removed_files", "counter", "Files removed after they were replaced."),
     "orphans_removed": Metric("analytics_lake_removed_orphans", "counter", "Objects removed that no plan finished."),
     "bytes_removed": Metric("analytics_lake_removed_bytes", "counter", "Bytes of all that was removed."),
+    "files_moved": Metric("analytics_lake_cold_files", "counter", "Files that became cold."),
+    "files_expired": Metric("analytics_lake_expired_files", "counter", "Files whose time was over."),
+    "files_rewritten": Metric("analytics_lake_rewritten_files", "counter", "Files written without some projects."),
+    "ageing_refused": Metric("analytics_lake_ageing_refused", "counter", "Files that could not grow old."),
+    "retention_runs": Metric("analytics_retention_runs", "counter", "Runs of the retention that came to their end."),
+    "retention_failures": Metric("analytics_retention_failures", "counter", "Runs that a service ended."),
+    "days_dropped": Metric("analytics_retention_days", "counter", "Days of raw events that were dropped."),
+    "events_expired": Metric("analytics_retention_events", "counter", "Raw events removed from PostgreSQL."),
+    "records_expired": Metric("analytics_retention_records", "counter", "Roll-ups and other records removed."),
+    "bytes_expired": Metric("analytics_retention_bytes", "counter", "Bytes that these took in PostgreSQL."),
+    "deliveries": Metric("analytics_lake_deliveries", "counter", "Deliveries to destinations."),
+    "delivery_failures": Metric("analytics_lake_failed_deliveries", "counter", "Tries of one that failed."),
+    "files_delivered": Metric("analytics_lake_delivered_files", "counter", "Files put for destinations."),
+    "rows_delivered": Metric("analytics_lake_delivered_rows", "counter", "Events in them."),
+    "bytes_delivered": Metric("analytics_lake_delivered_bytes", "counter", "Bytes of them."),
     "retries": Metric("analytics_lake_keeper_retries", "counter", "Calls repeated, a service being away."),
 }
 """By the name in the `counters` of the lake keeper's snapshot; they start at 0 with the actor."""
 
+BATCH_GAUGES = {
+    "job": Metric("analytics_batch_job", "gauge", "The batch job under way; 0 for none."),
+    "workers": Metric("analytics_batch_workers", "gauge", "Ray tasks that work on it."),
+}
+"""By the field of what the driver of batch jobs says of itself."""
+
+BATCH_COUNTERS = {
+    "jobs": Metric("analytics_batch_jobs", "counter", "Batch jobs that have ended."),
+    "workers_failed": Metric("analytics_batch_workers_failed", "counter", "Tasks of batch jobs that failed."),
+    "batch_days": Metric("analytics_batch_days", "counter", "Days of projects in the jobs that have ended."),
+    "batch_days_failed": Metric("analytics_batch_days_failed", "counter", "Those that could not be counted."),
+    "batch_events": Metric("analytics_batch_events", "counter", "Events counted again."),
+    "batch_rows": Metric("analytics_batch_rows", "counter", "Roll-ups of the days counted again."),
+    "batch_changed": Metric("analytics_batch_changed_rows", "counter", "Roll-ups that were not as they should be."),
+    "batch_seconds": Metric("analytics_batch_seconds", "counter", "Time spent in counting again."),
+}
+"""By the name in its `counters`; they start at 0 with the controller."""
+
 SHARD_METRICS = (*SHARD_GAUGES.values(), *SHARD_COUNTERS.values())
 LAKE_METRICS = (*LAKE_GAUGES.values(), *LAKE_COUNTERS.values())
 KEEPER_METRICS = (*KEEPER_GAUGES.values(), *KEEPER_COUNTERS.values())
+BATCH_METRICS = (*BATCH_GAUGES.values(), *BATCH_COUNTERS.values())
 
-CATALOGUE = (*GATEWAY_METRICS, *SHARD_METRICS, *LAKE_METRICS, *KEEPER_METRICS)
+CATALOGUE = (*GATEWAY_METRICS, *SHARD_METRICS, *LAKE_METRICS, *KEEPER_METRICS, *BATCH_METRICS)

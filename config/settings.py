@@ -16,6 +16,7 @@ GIB = 1024 * MIB
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+Days = Annotated[int, Meta(ge=0, le=36500)]
 
 
 def describe(text: str) -> Meta:
@@ -124,6 +125,7 @@ class LakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     endpoint_url: Annotated[str, describe("S3 server that is not Amazon's, as http(s)://host:port")] = ""
     region: Annotated[str, describe("region of the bucket")] = "us-east-1"
     path_style: Annotated[bool, describe("the bucket's name goes into the path and not into the host name")] = False
+    profile: Annotated[str, describe("profile of the AWS configuration to use; empty: the usual places")] = ""
     server_side_encryption: Annotated[
         Literal["", "AES256", "aws:kms"], describe("encryption asked of S3 for each object; empty: the bucket's own")
     ] = ""
@@ -140,6 +142,63 @@ class LakeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retired_grace_s: Annotated[Seconds, describe("files that were replaced stay this long, for readers")] = 3600.0
     orphan_grace_s: Annotated[Seconds, describe("objects that no export finished are removed after this")] = 86400.0
     orphan_interval_s: Annotated[Seconds, describe("how often the lake is looked through for them")] = 21600.0
+
+
+class RetentionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long what is kept, in days; 0 is for ever. Projects may have other limits of their own. With the lake
+    nothing leaves PostgreSQL that is in no file of it, however old it is."""
+
+    enabled: Annotated[bool, describe("remove what is older than it may be; it can be run by command all the same")] = (
+        True
+    )
+    run_at: Annotated[
+        str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d$"), describe("when it runs each day, as HH:MM in UTC")
+    ] = "03:30"
+    raw_days: Annotated[Days, describe("raw events leave PostgreSQL so long after they were exported to the lake")] = 7
+    raw_max_days: Annotated[
+        Days, describe("and so long after they were stored at the latest, if exported; without a lake by this alone")
+    ] = 30
+    lake_hot_days: Annotated[Days, describe("files of older hours are moved to the lake's cold part")] = 30
+    lake_cold_days: Annotated[Days, describe("and deleted so long after that; late imports later")] = 730
+    cold_storage_class: Annotated[
+        Literal["", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR"],
+        describe("storage class of S3 for the cold part; only classes that are read at once"),
+    ] = ""
+    rollup_days: Annotated[Days, describe("roll-ups of metrics, and records of events that are only aggregated")] = 1826
+    pattern_days: Annotated[Days, describe("patterns that were detected, with what became of their webhooks")] = 365
+    dead_letter_days: Annotated[Days, describe("events that could not be stored")] = 90
+    history_days: Annotated[Days, describe("when the lake's exports, merges and recomputed days were made")] = 90
+    audit_days: Annotated[Days, describe("what retention has removed when")] = 1826
+
+
+class DestinationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Buckets and folders of clients, and a backup, that the lake's events are delivered to."""
+
+    interval_s: Annotated[Seconds, describe("each gets what was exported since at this interval")] = 3600.0
+    behind_s: Annotated[Seconds, describe("with events exported longer ago one is behind")] = 21600.0
+    endpoint_hosts: Annotated[
+        list[str], describe("S3 servers besides Amazon that destinations may be at: host, host:port or *.domain")
+    ] = []
+    folder: Annotated[str, describe("folders of destinations lie below this one; empty: none may be named")] = ""
+    backup_url: Annotated[str, describe("a copy of all projects' events: file:///folder or s3://bucket/prefix")] = ""
+    backup_endpoint_url: Annotated[str, describe("its S3 server, if that is not Amazon's")] = ""
+    backup_region: Annotated[str, describe("region of its bucket")] = "us-east-1"
+    backup_path_style: Annotated[bool, describe("its bucket's name goes into the path")] = False
+    backup_profile: Annotated[str, describe("profile of the AWS configuration for it; empty: the usual places")] = ""
+
+
+class BatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The daily job that counts the days again which late or imported events have touched, and jobs by command."""
+
+    enabled: Annotated[bool, describe("run it each day; it can be run by command all the same")] = True
+    run_at: Annotated[
+        str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d$"), describe("when it runs each day, as HH:MM in UTC")
+    ] = "02:00"
+    concurrency: Annotated[Positive, describe("tasks at once")] = 2
+    task_budget_s: Annotated[Seconds, describe("a task takes further days for so long, then ends")] = 60.0
+    piece_deadline_s: Annotated[Seconds, describe("a task is ended so long after that: its days are counted anew")] = (
+        900.0
+    )
 
 
 class QuerySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,6 +241,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spool: SpoolSettings = SpoolSettings()
     windows: WindowSettings = WindowSettings()
     lake: LakeSettings = LakeSettings()
+    retention: RetentionSettings = RetentionSettings()
+    destinations: DestinationSettings = DestinationSettings()
+    batch: BatchSettings = BatchSettings()
     query: QuerySettings = QuerySettings()
     actors: ActorSettings = ActorSettings()
 

@@ -13,11 +13,11 @@ The law:
 - Each call ends at its deadline.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import NamedTuple, Protocol
 
-from storage.lake_manifest import FileEntry, LakeFile
+from storage.lake_manifest import HOUR, FileEntry, LakeFile, Tier
 
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -62,6 +62,26 @@ class HourParts(NamedTuple):
     bytes: int
     newest: datetime
     """When the last of them became live."""
+
+
+class AgingFile(NamedTuple):
+    """A live file of which something is due for retention."""
+
+    file_id: int
+    key: str
+    hour: datetime
+    exported_at: datetime
+    """When the newest of its events was."""
+    tier: Tier
+    rows: int
+    bytes: int
+    projects: Mapping[str, int]
+    """Rows of each project."""
+
+    @property
+    def since(self) -> datetime:
+        """From when on its events are kept: they happened before, or were exported later."""
+        return max(self.hour + HOUR, self.exported_at)
 
 
 class LakeListing(Protocol):
@@ -109,6 +129,18 @@ class LakeListing(Protocol):
 
     async def small_files(self, hour: datetime, *, small_bytes: int) -> list[FileEntry]:
         """The hour's live hot files below that size, oldest first."""
+
+    async def aging(
+        self,
+        *,
+        hot_before: datetime | None,
+        before: datetime | None,
+        limited: Mapping[str, datetime | None],
+        after: tuple[datetime, int] | None = None,
+        limit: int,
+    ) -> list[AgingFile]:
+        """Live files, by hour and file_id: hot ones of hours that ended by `hot_before`, those since `before` or
+        earlier, and those since its own time or earlier that hold events of a `limited` project. None is never."""
 
     async def expired(self, *, grace_s: float, limit: int) -> list[FileEntry]:
         """Files retired longer than the grace period ago."""

@@ -1,11 +1,11 @@
 """The fake of the lake's listing for unit tests; it passes the same contract suite as `PostgresLakeListing`."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from itertools import pairwise
 
-from storage.lake_listing import HourParts, LakeTotals, PendingExport, Volume, needed_since
+from storage.lake_listing import AgingFile, HourParts, LakeTotals, PendingExport, Volume, needed_since
 from storage.lake_manifest import HOUR, FileEntry, LakeFile, byte_shares
 from storage.memory_manifest import MemoryManifest
 
@@ -135,6 +135,33 @@ class MemoryLakeListing:
             if kept.file.hour == hour and kept.file.tier == "hot" and kept.file.bytes < small_bytes
         ]
 
+    async def aging(
+        self,
+        *,
+        hot_before: datetime | None,
+        before: datetime | None,
+        limited: Mapping[str, datetime | None],
+        after: tuple[datetime, int] | None = None,
+        limit: int,
+    ) -> list[AgingFile]:
+        found = sorted(
+            (kept.file.hour, kept.entry.file_id, kept)
+            for kept in self._manifest.live()
+            if after is None or (kept.file.hour, kept.entry.file_id) > after
+        )
+        files = [
+            AgingFile(file_id, of.key, of.hour, kept.exported_at, of.tier, of.rows, of.bytes, of.projects)
+            for _, file_id, kept in found
+            if (of := kept.file)
+        ]
+        return [
+            file
+            for file in files
+            if (file.tier == "hot" and _is_over(file.hour + HOUR, hot_before))
+            or _is_over(file.since, before)
+            or any(_is_over(file.since, limited.get(project)) for project in file.projects)
+        ][:limit]
+
     async def expired(self, *, grace_s: float, limit: int) -> list[FileEntry]:
         before = self._manifest.clock() - timedelta(seconds=grace_s)
         return [
@@ -177,6 +204,10 @@ class MemoryLakeListing:
             del plans[plan_id]
         self._manifest.exports = [each for each in self._manifest.exports if each.at >= before]
         return len(old)
+
+
+def _is_over(since: datetime, before: datetime | None) -> bool:
+    return before is not None and since <= before
 
 
 def _is_within(day: date, start: date | None, end: date | None) -> bool:

@@ -1,9 +1,9 @@
 """What is in the lake, out of PostgreSQL. The law is `storage.lake_listing`'s."""
 
-from collections.abc import Sequence
-from datetime import date, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
 
-from storage.lake_listing import HourParts, LakeTotals, PendingExport, Volume, needed_since
+from storage.lake_listing import AgingFile, HourParts, LakeTotals, PendingExport, Volume, needed_since
 from storage.lake_manifest import FileEntry, LakeFile
 from storage.postgres import Postgres
 from storage.postgres_lake_files import entry_of, load_files
@@ -17,6 +17,7 @@ _VOLUMES = statement("lake_volumes")
 _HOLDINGS = statement("lake_holdings")
 _HOURS = statement("hours_to_compact")
 _SMALL = statement("small_lake_files")
+_AGING = statement("aging_files")
 _EXPIRED = statement("expired_lake_files")
 _GAPS = statement("lake_gaps")
 _FORGET_HISTORY = statement("forget_history")
@@ -24,6 +25,7 @@ _FORGET = "DELETE FROM lake_files WHERE file_id = ANY($1) AND retired_at IS NOT 
 _KNOWN = "SELECT key FROM lake_files WHERE key = ANY($1)"
 _ENDED = "SELECT plan_id, created_at FROM lake_plans WHERE plan_id = ANY($1) AND state <> 'open'"
 _OPEN_PLANS = "SELECT plan_id FROM lake_plans WHERE state = 'open'"
+_NEVER = datetime(1, 1, 1, tzinfo=UTC)
 
 
 class PostgresLakeListing:
@@ -81,6 +83,23 @@ class PostgresLakeListing:
 
     async def small_files(self, hour: datetime, *, small_bytes: int) -> list[FileEntry]:
         return await self._entries(_SMALL, hour, small_bytes)
+
+    async def aging(
+        self,
+        *,
+        hot_before: datetime | None,
+        before: datetime | None,
+        limited: Mapping[str, datetime | None],
+        after: tuple[datetime, int] | None = None,
+        limit: int,
+    ) -> list[AgingFile]:
+        times = [time or _NEVER for time in limited.values()]
+        asked = (hot_before or _NEVER, before or _NEVER, list(limited), times, *(after or (None, None)), limit)
+        async with self._postgres.session() as connection:
+            rows = await connection.fetch(_AGING, *asked)
+        return [
+            AgingFile(*row[:-2], projects=dict(zip(row["projects"], row["project_rows"], strict=True))) for row in rows
+        ]
 
     async def expired(self, *, grace_s: float, limit: int) -> list[FileEntry]:
         return await self._entries(_EXPIRED, grace_s, limit)

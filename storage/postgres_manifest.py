@@ -47,6 +47,7 @@ _LOCK_LIVE = statement("lock_live_files")
 _BUSY = statement("busy_files")
 _OPEN_SWAPS = statement("open_swaps")
 _RETIRE = statement("retire_files")
+_KEEP_EXPORT_TIME = statement("keep_export_time")
 _STORED = "SELECT partition_id, next_offset FROM checkpoints WHERE sink = $1 AND partition_id = ANY($2)"
 
 
@@ -151,6 +152,7 @@ class PostgresManifest:
             check_swap(plan["kind"], list((await load_files(connection, file_ids)).values()), files)
             await connection.execute(_RETIRE, file_ids)
             await insert_files(connection, plan_id, files)
+            await connection.execute(_KEEP_EXPORT_TIME, plan_id, file_ids)
             await connection.execute(_END_PLAN, plan_id, "committed")
         return "committed"
 

@@ -1,15 +1,9 @@
 -- $1 project or NULL for all, $2 and $3 bounds of the hours or NULL, $4 most differences to return.
 -- Records of aggregated events do not know when their events were received: they are compared for whole projects, and
 -- only without bounds, under the first hour that has some.
+-- Rows that were removed when their time was over count as found: the ledger has their number.
 -- The session's time zone is UTC. Every count of the ledger beside what it must be; rows come back where they differ.
-WITH oldest AS (
-    -- Events of earlier hours went with their daily partition: only their ledger rows are left.
-    SELECT coalesce(min(to_timestamp(right(day.relname, 8), 'YYYYMMDD')), 'infinity') AS hour
-    FROM pg_inherits
-    JOIN pg_class AS day ON day.oid = pg_inherits.inhrelid
-    WHERE pg_inherits.inhparent = 'events_log'::regclass
-),
-counted AS (
+WITH counted AS (
     SELECT * FROM ledger
     WHERE ($1::text IS NULL OR project_id = $1)
         AND ($2::timestamptz IS NULL OR hour >= $2)
@@ -32,7 +26,8 @@ dead AS (
     GROUP BY 1, 2
 ),
 aggregated_in_ledger AS (
-    SELECT project_id, min(hour) FILTER (WHERE aggregated > 0) AS hour, sum(aggregated)::bigint AS events
+    SELECT project_id, min(hour) FILTER (WHERE aggregated > 0) AS hour, sum(aggregated)::bigint AS events,
+        sum(expired_aggregated)::bigint AS expired
     FROM counted
     GROUP BY project_id
 ),
@@ -47,15 +42,16 @@ differences AS (
         stored + duplicate + dead_lettered + rejected + lost + aggregated AS found
     FROM counted
     UNION ALL
-    SELECT project_id, hour, 'stored', coalesce(counted.stored, 0), coalesce(stored.events, 0)
+    SELECT project_id, hour, 'stored', coalesce(counted.stored, 0),
+        coalesce(stored.events, 0) + coalesce(counted.expired, 0)
     FROM counted FULL JOIN stored USING (project_id, hour)
-    WHERE hour >= (SELECT oldest.hour FROM oldest)
     UNION ALL
-    SELECT project_id, hour, 'dead_lettered', coalesce(counted.dead_lettered, 0), coalesce(dead.events, 0)
+    SELECT project_id, hour, 'dead_lettered', coalesce(counted.dead_lettered, 0),
+        coalesce(dead.events, 0) + coalesce(counted.expired_dead_letters, 0)
     FROM counted FULL JOIN dead USING (project_id, hour)
     UNION ALL
     SELECT project_id, coalesce(known.hour, aggregated.hour), 'aggregated', coalesce(known.events, 0),
-        coalesce(aggregated.events, 0)
+        coalesce(aggregated.events, 0) + coalesce(known.expired, 0)
     FROM aggregated_in_ledger AS known FULL JOIN aggregated USING (project_id)
     WHERE $2::timestamptz IS NULL AND $3::timestamptz IS NULL
 )

@@ -1,0 +1,19 @@
+-- $1 time, $2 limit, $3 whether the lake is asked: what it has not exported yet it needs to leave out.
+WITH old AS (
+    SELECT dead_letters.ctid AS place
+    FROM dead_letters
+    LEFT JOIN checkpoints AS lake ON lake.sink = 'lake' AND lake.partition_id = dead_letters.partition_id
+    WHERE created_at < $1 AND (NOT $3::boolean OR log_offset < lake.next_offset)
+    LIMIT $2
+),
+gone AS (
+    DELETE FROM dead_letters WHERE ctid = ANY(ARRAY(SELECT place FROM old))
+    RETURNING project_id, received_at, pg_column_size(dead_letters.*) AS bytes
+),
+added AS (
+    INSERT INTO ledger (project_id, hour, expired_dead_letters)
+    SELECT project_id, date_trunc('hour', received_at, 'UTC'), count(*) FROM gone GROUP BY 1, 2 ORDER BY 1, 2
+    ON CONFLICT (project_id, hour) DO UPDATE
+    SET expired_dead_letters = ledger.expired_dead_letters + excluded.expired_dead_letters
+)
+SELECT count(*) AS rows, coalesce(sum(bytes), 0)::bigint AS bytes FROM gone
