@@ -195,11 +195,23 @@ class SqlQueries:
 def _in_place(files: Sequence[FileEntry], places: Sequence[Path | None]) -> Fetched:
     paths, missing = [], []
     for file, place in zip(files, places, strict=True):
-        if place is not None and place.is_file():
+        reason = _wrong(place, file.bytes)
+        if reason is None:
             paths.append(str(place))
         else:
-            missing.append(NotFetched(file.key, "not in the folder"))
+            missing.append(NotFetched(file.key, reason))
     return Fetched(paths, missing)
+
+
+def _wrong(place: Path | None, size: int) -> str | None:
+    """Why what is there cannot be read for the file, by its size; None when it can."""
+    try:
+        found = None if place is None else place.stat().st_size
+    except OSError:
+        found = None
+    if found is None:
+        return "not in the folder"
+    return None if found == size else "damaged"
 
 
 def _missing_words(missing: Sequence[NotFetched]) -> str:

@@ -92,13 +92,14 @@ async def test_missing_and_damaged_objects_are_named(lake: SqlLake) -> None:
     }
 
 
-async def test_a_file_missing_from_the_folder_is_named(lake: SqlLake) -> None:
-    gone = sorted((lake.folder / "lake").rglob("*.parquet"))[0]
+async def test_files_that_are_missing_from_the_folder_or_cut_off_are_named(lake: SqlLake) -> None:
+    gone, cut, *_ = sorted((lake.folder / "lake").rglob("*.parquet"))
     gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-1])
     async with asking(lake) as ask:
         answer = await ask.answer("shop", COUNT)
-    assert msgspec.json.decode(answer.body) == [[6]]
-    assert [file.reason for file in answer.missing] == ["not in the folder"]
+    assert msgspec.json.decode(answer.body) == [[5]]
+    assert [file.reason for file in answer.missing] == ["not in the folder", "damaged"]
 
 
 async def test_more_than_the_cache_holds_is_refused(lake: SqlLake) -> None:
