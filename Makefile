@@ -16,13 +16,13 @@ up: $(VENV)/.runtime
 down: $(VENV)/.runtime
 	$(BIN)/analytics-actors down $(ARGS)
 
-# Unit and contract tests side by side; those of the whole system, which has the machine to itself, one by one.
+# Unit and contract tests side by side; then those of whole systems, two at a time: they wait more than they work.
 test: check
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile tests/unit tests/contract
-	$(BIN)/pytest tests/integration tests/faults
+	$(BIN)/pytest -n 4 --dist loadfile tests/unit tests/contract
+	$(BIN)/pytest -n 2 --dist loadfile tests/integration tests/faults
 endif
 
 # The same faults, with services away for a minute instead of seconds.

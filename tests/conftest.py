@@ -1,5 +1,7 @@
 """Tiers by folder: `unit` (no Ray, no socket), `contract` (fake and real service), `integration`
-(the whole system through HTTP), `faults` (processes are killed). Services are the embedded ones."""
+(the whole system through HTTP), `faults` (processes are killed). Services are the embedded ones.
+
+Several processes share the tests of a tier by files (`--dist loadfile`); each that needs it has a session's system."""
 
 import asyncio
 import socket
@@ -9,13 +11,33 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import hypothesis
 import pytest
 import redis
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.embedded.valkey import EmbeddedValkey
+from storage.migrate import migrate
+from tests.metric_client import MetricClient
 from tests.object_servers import ObjectServer, start_moto, start_swift
 from tests.system import Client, RunningSystem
+
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
+"""The machine may be busy with the other processes' tests: an example may take its time."""
+
+
+class TogetherScheduling(LoadFileScheduling):  # type: ignore[misc]
+    """One process runs the tests of a file, or of a folder within a tier's folder: they share something costly."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "/".join(Path(super()._split_scope(nodeid)).parts[:3])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    return TogetherScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)
@@ -41,12 +63,35 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedd
 
 
 @pytest.fixture
-def postgres_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    """An empty database of its own for each test."""
-    name = f"test_{uuid.uuid4().hex}"
+def empty_postgres_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """A database of its own for each test, with nothing in it, not even a schema."""
+    yield from _database(postgres_server, template="template1")
+
+
+@pytest.fixture
+def postgres_url(postgres_server: EmbeddedPostgres, migrated_template: str) -> Iterator[str]:
+    """A database of its own for each test, with this release's schema and no rows."""
+    yield from _database(postgres_server, template=migrated_template)
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: EmbeddedPostgres) -> str:
+    """The name of a database to copy: that takes a fraction of all migrations' time."""
+    name = "migrated"
     asyncio.run(_execute(postgres_server.url, f"CREATE DATABASE {name}"))
-    yield f"{postgres_server.url.rsplit('/', 1)[0]}/{name}"
-    asyncio.run(_execute(postgres_server.url, f"DROP DATABASE {name} WITH (FORCE)"))
+    asyncio.run(migrate(_url_of(postgres_server, name)))
+    return name
+
+
+def _database(server: EmbeddedPostgres, *, template: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    asyncio.run(_execute(server.url, f"CREATE DATABASE {name} TEMPLATE {template}"))
+    yield _url_of(server, name)
+    asyncio.run(_execute(server.url, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def _url_of(server: EmbeddedPostgres, database: str) -> str:
+    return f"{server.url.rsplit('/', 1)[0]}/{database}"
 
 
 async def _execute(url: str, statement: str) -> None:
@@ -96,11 +141,20 @@ def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSer
 
 
 @pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSystem]:
+def exporter_crash_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A point written there is where the session's exporter ends next."""
+    return tmp_path_factory.mktemp("crash") / "point"
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory, exporter_crash_file: Path) -> Iterator[RunningSystem]:
     """One system for all tests that need one: starting it takes ten seconds."""
+    # Not above: unit tests are not to import Ray.
+    from analytics_actors.exporter_actor import CRASH_FILE
+
+    environment = {"ANALYTICS_ACTORS_DASHBOARD": "true", CRASH_FILE: str(exporter_crash_file)}
     folder = tmp_path_factory.mktemp("system") / "data"
-    with_dashboard = {"ANALYTICS_ACTORS_DASHBOARD": "true"}
-    running = RunningSystem(folder, arguments=("--port", "0"), environment=with_dashboard)
+    running = RunningSystem(folder, arguments=("--port", "0"), environment=environment)
     try:
         running.start()
         yield running
@@ -113,5 +167,15 @@ def client(system: RunningSystem) -> Client:
     """A project of its own on a healthy system."""
     system.wait_healthy()
     made = Client(system)
+    made.create_project()
+    return made
+
+
+@pytest.fixture
+def metric_client(system: RunningSystem) -> MetricClient:
+    """A project of its own on a healthy system whose windows are live."""
+    system.wait_healthy()
+    system.wait_windows()
+    made = MetricClient(system)
     made.create_project()
     return made

@@ -127,7 +127,8 @@ async def asking(
 ) -> AsyncIterator[Asker]:
     with tempfile.TemporaryDirectory(dir=lake.folder) as folder:
         queries = SqlQueries(
-            settings or QuerySettings(),
+            # A process that waits for another query would be started for most of them, and asked nothing.
+            settings or QuerySettings(warm_processes=0),
             lake.manifest,
             lambda: objects or lake.objects,
             Metrics(),

@@ -16,7 +16,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import httpx
 import psutil
 
 COMMAND = str(Path(sys.executable).with_name("analytics-actors"))
+BATCH_EVENTS = 20
 START_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 60.0
 
@@ -60,13 +61,13 @@ class RunningSystem:
         self._up: subprocess.Popen[bytes] | None = None
         self.connection: dict[str, Any] = {}
 
-    def start(self) -> None:
-        """Return when everything is ready."""
+    def start(self, *arguments: str) -> None:
+        """Return when everything is ready. The arguments are this start's alone."""
         self.data.mkdir(parents=True, exist_ok=True)
         log_path = self.data / "up.out"
         with log_path.open("ab") as log:
             self._up = subprocess.Popen(
-                [COMMAND, "up", "--data", str(self.data), *self._arguments],
+                [COMMAND, "up", "--data", str(self.data), *self._arguments, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -116,27 +117,39 @@ class RunningSystem:
         assert self._up is not None
         yield from psutil.Process(self._up.pid).children(recursive=True)
 
-    def pid_of(self, *words: str) -> int:
-        """The one process of the system whose command line has all the words; the oldest if there are several."""
+    def pids_of(self, *words: str) -> list[int]:
+        """The processes of the system whose command lines have all the words, the oldest first."""
         found = []
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 line = " ".join(process.cmdline())
                 if all(word in line for word in words):
                     found.append((process.create_time(), process.pid))
-        assert found, f"no process with {words} among {[p.name() for p in self.processes()]}"
-        return min(found)[1]
+        return [pid for _, pid in sorted(found)]
 
-    def wait_for(self, *words: str, deadline_s: float = 30.0) -> int:
-        """`pid_of` a process that may be on its way back."""
+    def pid_of(self, *words: str) -> int:
+        """The one of them, or the oldest."""
+        found = self.pids_of(*words)
+        assert found, f"no process with {words} among {[p.name() for p in self.processes()]}"
+        return found[0]
+
+    def kill(self, *words: str, deadline_s: float = 60.0) -> None:
+        """SIGKILL to `pid_of`; return when another process has its place."""
+        before = self.pids_of(*words)
+        assert before, f"no process with {words}"
+        os.kill(before[0], signal.SIGKILL)
         until = time.monotonic() + deadline_s
-        while True:
-            try:
-                return self.pid_of(*words)
-            except AssertionError:
-                if time.monotonic() > until:
-                    raise
+        while before[0] in (after := self.pids_of(*words)) or len(after) < len(before):
+            assert time.monotonic() < until, f"nothing comes in the place of {words}: {self.readiness()}"
             time.sleep(0.05)
+
+    def wait_for_another(self, pid: int, *words: str, deadline_s: float = 60.0) -> int:
+        """`pid_of` a process that comes in the place of that one."""
+        until = time.monotonic() + deadline_s
+        while not (found := [each for each in self.pids_of(*words) if each != pid]):
+            assert time.monotonic() < until, f"nothing comes in the place of {words}: {self.readiness()}"
+            time.sleep(0.05)
+        return found[0]
 
     def signal_up(self, number: signal.Signals) -> None:
         assert self._up is not None
@@ -227,16 +240,50 @@ class Client:
         assert made.status_code == 201, made.text
         self.write_key = made.json()["keys"][0]["key"]
 
-    async def run(self, *, seconds: float, workers: int = 4, events: int = 20, pause_s: float = 0.005) -> None:
-        """Post batches from several connections until the time is over; each is retried until it is answered."""
-        until = time.monotonic() + seconds
-        async with httpx.AsyncClient(timeout=15, limits=httpx.Limits(max_connections=workers)) as http:
-            await asyncio.gather(*(self._post_until(http, until, events, pause_s) for _ in range(workers)))
+    async def run(self, *, seconds: float, workers: int = 4, pause_s: float = 0.005) -> None:
+        """Post for so long."""
+        over = asyncio.Event()
+        asyncio.get_running_loop().call_later(seconds, over.set)
+        await self.run_until(over, workers=workers, pause_s=pause_s)
 
-    async def _post_until(self, http: httpx.AsyncClient, until: float, events: int, pause_s: float) -> None:
-        while time.monotonic() < until:
-            await self.post(http, [uuid.uuid4().hex for _ in range(events)])
+    async def run_until(self, over: asyncio.Event, *, workers: int = 4, pause_s: float = 0.005) -> None:
+        """Post batches from several connections; each is retried until it is answered."""
+        async with httpx.AsyncClient(timeout=15, limits=httpx.Limits(max_connections=workers)) as http:
+            await asyncio.gather(*(self._post_until(http, over, pause_s) for _ in range(workers)))
+
+    async def _post_until(self, http: httpx.AsyncClient, over: asyncio.Event, pause_s: float) -> None:
+        while not over.is_set():
+            await self.post(http, [uuid.uuid4().hex for _ in range(BATCH_EVENTS)])
             await asyncio.sleep(pause_s)
+
+    @contextlib.asynccontextmanager
+    async def posting(self, *, workers: int = 4, pause_s: float = 0.005) -> AsyncIterator[None]:
+        """Events are posted while the block lasts."""
+        over = asyncio.Event()
+        load = asyncio.create_task(self.run_until(over, workers=workers, pause_s=pause_s))
+        try:
+            yield
+        finally:
+            over.set()
+            await load
+
+    @contextlib.asynccontextmanager
+    async def loading(self, *, workers: int = 4, pause_s: float = 0.005) -> AsyncIterator[None]:
+        """`posting`, which begins before the block and ends when the system is well after it and has taken some more
+        into the log. A fault in the block must have shown when the block ends."""
+        async with self.posting(workers=workers, pause_s=pause_s):
+            await self.wait_for_acks("logged", 20)
+            yield
+            await asyncio.to_thread(self.system.wait_healthy)
+            await self.wait_for_acks("logged", 20)
+
+    async def wait_for_acks(self, kind: str, more: int, *, deadline_s: float = 60.0) -> None:
+        """While a load runs: until so many more requests were acknowledged in that way."""
+        wanted = self.acks[kind] + more
+        until = time.monotonic() + deadline_s
+        while self.acks[kind] < wanted:
+            assert time.monotonic() < until, f"{self.acks} {self.statuses} {self.failures} {self.system.readiness()}"
+            await asyncio.sleep(0.02)
 
     def event(self, event_id: str, n: int) -> dict[str, Any]:
         """The n-th event of a batch."""

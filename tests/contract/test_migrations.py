@@ -18,6 +18,11 @@ NAMES = [migration.name for migration in migrations()]
 
 
 @pytest.fixture
+def postgres_url(empty_postgres_url: str) -> str:
+    return empty_postgres_url
+
+
+@pytest.fixture
 def second_url(postgres_url: str) -> Iterator[str]:
     """Another empty database beside that of the test."""
     server, name = postgres_url.rsplit("/", 1)

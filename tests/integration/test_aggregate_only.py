@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from tests.metric_client import MetricClient
-from tests.system import RunningSystem
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -21,12 +20,8 @@ VISIBLE_WITHIN_S = 30.0
 
 
 @pytest.fixture
-def client(system: RunningSystem) -> MetricClient:
-    system.wait_healthy()
-    system.wait_windows()
-    made = MetricClient(system)
-    made.create_project()
-    return made
+def client(metric_client: MetricClient) -> MetricClient:
+    return metric_client
 
 
 def response(ms: float, at: datetime) -> dict[str, Any]:

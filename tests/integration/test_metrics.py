@@ -33,12 +33,8 @@ HOUR_S = 3600
 
 
 @pytest.fixture
-def client(system: RunningSystem) -> MetricClient:
-    system.wait_healthy()
-    system.wait_windows()
-    made = MetricClient(system)
-    made.create_project()
-    return made
+def client(metric_client: MetricClient) -> MetricClient:
+    return metric_client
 
 
 def event(timestamp_s: float | None = None, kind: str = "load", **properties: Any) -> dict[str, Any]:

@@ -21,6 +21,11 @@ from tests.object_servers import ObjectServer
 
 
 @pytest.fixture
+def postgres_url(empty_postgres_url: str) -> str:
+    return empty_postgres_url
+
+
+@pytest.fixture
 def settings(postgres_url: str, valkey_url: str, tmp_path: Path) -> Settings:
     log, store = LogSettings(redis_url=valkey_url), StoreSettings(postgres_url=postgres_url)
     return Settings(data=str(tmp_path / "data"), log=log, store=store)

@@ -1,38 +1,20 @@
 """SQL through HTTP on a whole system: each stored event is there once, while events arrive and are exported."""
 
 import asyncio
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
-from tests.system import Client, RunningSystem
+from tests.lake_reading import wait_exported
+from tests.query_onlooker import QueryOnlooker
+from tests.system import Client
 
-SECONDS = 12.0
-"""Some parts of `lake.part_interval_s` long."""
+pytestmark = pytest.mark.timeout(240)
 
-
-@pytest.fixture(scope="module")
-def lake_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSystem]:
-    """Parts follow one another quickly."""
-    folder = tmp_path_factory.mktemp("query") / "data"
-    running = RunningSystem(folder, arguments=("--port", "0"), environment={"ANALYTICS_LAKE_PART_INTERVAL_S": "2"})
-    try:
-        running.start()
-        running.wait_healthy()
-        yield running
-    finally:
-        running.close()
-
-
-@pytest.fixture
-def client(lake_system: RunningSystem) -> Client:
-    made = Client(lake_system)
-    made.create_project()
-    return made
+FILES = 3
+"""Of the system's first exports of a project, each a second's events."""
 
 
 async def ask(client: Client, sql: str, **fields: Any) -> httpx.Response:
@@ -42,23 +24,20 @@ async def ask(client: Client, sql: str, **fields: Any) -> httpx.Response:
 
 
 async def test_each_event_once_while_they_arrive_and_are_exported(client: Client) -> None:
-    posting = asyncio.create_task(client.run(seconds=SECONDS))
-    counts = [0]
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until:
-        answer = (await ask(client, "SELECT count(*), count(DISTINCT event_id) FROM events", strict=True)).json()
-        [[count, distinct]] = answer["rows"]
-        assert count == distinct >= counts[-1]
-        counts.append(count)
-    await posting
+    onlooker, over = QueryOnlooker(client), asyncio.Event()
+    asking = asyncio.create_task(onlooker.run_until(over))
+    async with client.posting():
+        async with asyncio.timeout(90):
+            while onlooker.files < FILES or onlooker.steps < FILES:
+                await asyncio.sleep(0.1)
+                if asking.done():
+                    await asking
     await asyncio.to_thread(client.settle)
-    stored = sum((await client.stored()).values())
-    for _ in range(5):
-        answer = (await ask(client, "SELECT count(*), count(DISTINCT event_id) FROM events", strict=True)).json()
-        assert answer["rows"] == [[stored, stored]]
-        await asyncio.sleep(1)
-    assert len(set(counts)) > 3
-    assert answer["files"] > 0
+    await onlooker.check_complete()
+    await wait_exported(client.system)
+    over.set()
+    await asking
+    await onlooker.check_complete()
 
 
 async def test_formats_errors_and_the_command_line(client: Client) -> None:

@@ -1,15 +1,12 @@
 """The main job, and its metrics, on real input: five data sets, thousands of projects, rows out of order, repeated,
-years old. They are loaded once in the files' order and once shuffled, at the same time; all tests ask what came of it.
+years old (`loaded`).
 """
 
 import asyncio
-import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,55 +14,17 @@ import pytest
 
 from storage.aggregate import Aggregate, decode_aggregate
 from storage.unique_sketch import EXACT_LIMIT, RELATIVE_ERROR
-from tests.data_sets import DataSet, data_sets, read_rows
-from tests.metric_client import MetricClient, cells_of, seconds
+from tests.data_sets import DataSet
+from tests.integration.main_job.conftest import DEFINED_BEFORE, SETS, Project, define, projects_of
+from tests.metric_client import cells_of, seconds
 from tests.system import Client, RunningSystem
 
 pytestmark = pytest.mark.timeout(400)
 
-SETS = data_sets()
-DEFINED_BEFORE = ("github-events", "wikipedia-edits")
-"""Sets whose sums are defined before they are loaded; those of the others afterwards, with a backfill."""
 RECOMPUTED_WITHIN_S = 120.0
 
 Cells = dict[tuple[str, str], Any]
 """By hour and event type."""
-
-
-class Project(MetricClient):
-    """One of the sets' projects, asked with the system's admin key."""
-
-    def __init__(self, system: RunningSystem, project: str) -> None:
-        super().__init__(system, project)
-
-    def per_hour_and_type(self, metric: str, hours: Iterable[str]) -> dict[str, Any]:
-        begins = sorted(map(seconds, hours))
-        return self.metric(
-            metric,
-            startTime=begins[0],
-            endTime=begins[-1] + 3600,
-            granularity="hour",
-            groupBy="eventType",
-            fill="none",
-        )
-
-
-@pytest.fixture(scope="module")
-def loaded(system: RunningSystem, tmp_path_factory: pytest.TempPathFactory) -> RunningSystem:
-    """The system with all sets in it, nothing on its way."""
-    system.wait_healthy()
-    lines = [line for data in SETS for line in read_rows(data.path)]
-    random.Random(7).shuffle(lines)
-    shuffled = tmp_path_factory.mktemp("rows") / "shuffled.ndjson"
-    shuffled.write_text("\n".join(lines) + "\n")
-    for project, definitions in projects_of(system, lambda data: data.name in DEFINED_BEFORE):
-        create(project)
-        define(project, definitions)
-    with ThreadPoolExecutor(2) as threads:
-        for done in threads.map(lambda files: load(system, files), ([data.path for data in SETS], [shuffled])):
-            assert '"rejected": 0' in done, done
-    system.cli("drain", timeout_s=120)
-    return system
 
 
 @pytest.fixture(scope="module")
@@ -80,30 +39,6 @@ def counted(loaded: RunningSystem) -> RunningSystem:
         time.sleep(0.5)
     print(f"counted after {time.monotonic() - began:.1f} s")
     return loaded
-
-
-def projects_of(
-    system: RunningSystem, wanted: Callable[[DataSet], bool]
-) -> Iterator[tuple[Project, list[dict[str, Any]]]]:
-    for data in filter(wanted, SETS):
-        for name in data.defined:
-            yield Project(system, name), data.definitions
-
-
-def create(project: Project) -> None:
-    made = httpx.post(
-        f"{project.system.url}/v1/projects", headers=project.admin(), json={"projectId": project.project}, timeout=10
-    )
-    assert made.status_code == 201, made.text
-
-
-def define(project: Project, definitions: list[dict[str, Any]]) -> None:
-    for definition in definitions:
-        project.define(definition, wait=False)
-
-
-def load(system: RunningSystem, files: list[Path]) -> str:
-    return system.cli("load", *map(str, files), "--by-project", "--json", timeout_s=300).stdout
 
 
 async def test_every_event_is_stored_once(loaded: RunningSystem) -> None:

@@ -1,7 +1,4 @@
-"""The lake of a running system, read from its folder: what was sent is there, once, and nothing else.
-
-It follows `test_main_job`, which loads the same sets into the same system and must find none of their projects.
-"""
+"""The lake of a running system, read from its folder: what was sent is there, once, and nothing else."""
 
 import asyncio
 import json
@@ -15,12 +12,13 @@ import polars
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data_sets import DataSet, data_sets, read_rows
-from tests.lake_reading import exporters, files_in, live_keys, same_members, wait_exported
+from tests.data_sets import DataSet, read_rows
+from tests.integration.main_job.conftest import SETS
+from tests.lake_reading import LakeRow, exporters, files_in, live_keys, same_members, wait_exported
 from tests.lake_reading import read_rows as read_lake
 from tests.system import Client, RunningSystem
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture
@@ -33,18 +31,19 @@ async def settle(client: Client) -> None:
     await wait_exported(client.system)
 
 
-@pytest.mark.parametrize("data_set", data_sets(), ids=lambda each: each.name)
-async def test_a_data_set_is_in_the_folder_once(system: RunningSystem, folder: Path, data_set: DataSet) -> None:
-    client = Client(system)
-    for _ in range(2):
-        await asyncio.to_thread(system.cli, "load", str(data_set.path), "--by-project", timeout_s=200)
-    client.project = data_set.projects[0]
-    await settle(client)
+@pytest.fixture(scope="module")
+def rows(loaded: RunningSystem) -> list[LakeRow]:
+    """Everything that is in the live files, the sets and whatever else was sent."""
+    asyncio.run(wait_exported(loaded))
+    return read_lake([str(loaded.data / "lake" / key) for key in asyncio.run(live_keys(loaded))])
+
+
+@pytest.mark.parametrize("data_set", SETS, ids=lambda each: each.name)
+def test_a_data_set_is_in_the_folder_once(rows: list[LakeRow], data_set: DataSet) -> None:
     sent: dict[tuple[str, str], dict[str, Any]] = {}
     for row in map(json.loads, read_rows(data_set.path)):
         sent.setdefault((row["projectId"], row["eventId"]), row)
-    everything = await asyncio.to_thread(read_lake, [str(folder / key) for key in await live_keys(system)])
-    rows = [row for row in everything if (row.project_id, row.event_id) in sent]
+    rows = [row for row in rows if (row.project_id, row.event_id) in sent]
     assert len(rows) == len(sent) == data_set.answers["all"]["events"]
     hours: Counter[tuple[str, str]] = Counter()
     for row in rows:
