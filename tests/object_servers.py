@@ -8,7 +8,6 @@ Neither needs root, or anything outside of its folder.
 import os
 import pwd
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from typing import Any
 import boto3
 import httpx
 from botocore.config import Config
+
+from storage.embedded.process import free_port
 
 START_DEADLINE_S = 60.0
 
@@ -81,7 +82,7 @@ class ObjectServer:
 
 
 def start_moto(folder: Path) -> ObjectServer:
-    port = _free_port()
+    port = free_port()
     server = ObjectServer(f"http://127.0.0.1:{port}", "testing", "testing")
     _spawn(server, folder / "moto.log", ["-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)])
     _wait_until_answers(server, f"{server.endpoint_url}/moto-api/", folder / "moto.log")
@@ -91,7 +92,7 @@ def start_moto(folder: Path) -> ObjectServer:
 def start_swift(folder: Path) -> ObjectServer:
     """Account, container, object and proxy server over one device, which is a subfolder."""
     _check_attributes(folder)
-    ports = {name: _free_port() for name in ("account", "container", "object", "proxy")}
+    ports = {name: free_port() for name in ("account", "container", "object", "proxy")}
     (folder / "swift.conf").write_text(_SWIFT_CONF)
     (folder / "devices" / "d1").mkdir(parents=True)
     user = pwd.getpwuid(os.getuid()).pw_name
@@ -198,10 +199,3 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=2, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port

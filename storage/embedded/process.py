@@ -1,5 +1,6 @@
 """Small pieces that the embedded servers need: a free port, a secret, a child of ours, an orderly end."""
 
+import contextlib
 import os
 import secrets
 import signal
@@ -11,12 +12,18 @@ from pathlib import Path
 
 from storage.errors import Misconfigured
 
+PORTS = range(15_000, 32_768)
+"""Below those that systems give to outgoing connections (Linux: from 32768; RFC 6335: from 49152). One of these could
+take a port between our choice and the server's start, or while a server that will want it again is down."""
+
 
 def free_port() -> int:
-    """A loopback port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody had a moment ago. By chance, so that two who choose at once choose differently."""
+    while True:
+        port = secrets.choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def kept_secret(path: Path) -> str:
