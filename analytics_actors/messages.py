@@ -155,6 +155,17 @@ class ExporterView(msgspec.Struct, frozen=True):
     """What the exporter waits for at the moment, in words; empty when all is well."""
 
 
+class DeliveriesView(msgspec.Struct, frozen=True):
+    """How the lake's destinations are served, all together."""
+
+    destinations: int
+    """Those that are enabled."""
+    failing: int
+    """Of these, those whose last try has failed."""
+    counters: dict[str, float]
+    trouble: str
+
+
 class KeeperView(msgspec.Struct, frozen=True):
     """A cheap snapshot of the lake keeper; read by the controller, the status page, the metrics and tests."""
 
@@ -171,10 +182,15 @@ class KeeperView(msgspec.Struct, frozen=True):
     last_run_ms: int
     """When it last looked for work, 0 if never since the start."""
     last_merge_ms: int
+    last_retention_ms: int
+    """When a run of the retention last came to its end, 0 if never since the start."""
     counters: dict[str, float]
     """Running totals since the actor's start, by the names of the metrics catalogue."""
     trouble: str
     """What the keeper waits for at the moment, in words; empty when all is well."""
+    destinations: int = 0
+    """Those that are enabled; and of these the ones whose last try has failed."""
+    destinations_failing: int = 0
 
 
 _replies_encoder = msgspec.msgpack.Encoder()

@@ -23,6 +23,7 @@ Order = Literal["newest", "received"]
 _EVENT_JSON = statement("event_json")
 _FIND_EVENT = statement("find_event").replace("event_json", _EVENT_JSON)
 _FIND_DEAD_LETTER = statement("find_dead_letter")
+_HISTORY_BEGINS = "SELECT stored_before FROM expired_events WHERE project_id = $1"
 _BY_NEWEST = "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)"
 _BY_LOOKUP = "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_indexscan', 'off', true)"
 _KEYS = {"newest": '"timestamp"', "received": "created_at"}
@@ -41,6 +42,9 @@ class EventPage(NamedTuple):
     """JSON objects."""
     next_cursor: str | None
     """None when a list of the newest is at its end. In the order of receipt it is always where to go on."""
+    history_begins: datetime | None = None
+    """Where a list of the newest is at its end, and in the order of receipt: events of the project that were stored
+    before this may be gone; None when none are."""
 
 
 class StoredEvent(NamedTuple):
@@ -103,7 +107,18 @@ class EventQueries:
         self._add_times(listing, start, end)
         if cursor is not None:
             listing.after(*_decode_cursor(cursor, order))
-        return _page(await self._rows(listing), limit, order, cursor)
+        page = _page(await self._rows(listing), limit, order, cursor)
+        if order == "newest" and page.next_cursor is not None:
+            return page
+        return page._replace(history_begins=await self.history_begins(project_id))
+
+    async def history_begins(self, project_id: str) -> datetime | None:
+        """Events of the project that were stored before this may be gone; None when none are."""
+        if not _can_be_stored(project_id):
+            return None
+        async with self._postgres.session() as connection:
+            found: datetime | None = await connection.fetchval(_HISTORY_BEGINS, project_id)
+        return found
 
     def _add_times(self, listing: "_Listing", start: datetime | None, end: datetime | None) -> None:
         if start is not None:

@@ -13,7 +13,7 @@ plan, the ranges of the log that the plan is of, and what is in it. `id_digest` 
 open: `[partition, first, next]` each. Manifest rows can be made of the notes alone.
 
 **Key**: `events/year=YYYY/month=MM/day=DD/hour=HH/part-<plan, 12 digits>-<number, 5 digits>.parquet`; a compacted file
-is `compact-…`. A plan's id is used once, and so is a name.
+is `compact-…`. A plan's id is used once, and so is a name. A cold file has `cold/` before its key.
 
 The same rows make the same bytes, in whatever order they come, as long as the release and its Arrow are the same. A
 reader refuses a version that it does not know.
@@ -42,7 +42,9 @@ from storage.lake_manifest import LakeFile, OffsetRange
 
 FILE_VERSION = 1
 PREFIX = "events/"
-"""Of all keys."""
+"""Of all keys but those of cold files."""
+COLD = "cold/"
+"""Before the key of a file that became cold: it keeps the rest of its name."""
 ROW_GROUP_ROWS = 128 * 1024
 HOUR_S = 3600
 _PIECE_ROWS = 8192
@@ -104,7 +106,7 @@ _STATISTICS_COLUMNS = [
 ]
 
 
-class FileNote(msgspec.Struct, frozen=True):
+class FileNote(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a file says of itself; see the module's head. Times are in microseconds since the epoch, the hour in
     seconds."""
 
@@ -119,6 +121,8 @@ class FileNote(msgspec.Struct, frozen=True):
     max_timestamp_us: int
     projects: dict[str, int]
     """Rows by project."""
+    destination: str = ""
+    """To whom it was delivered (`storage.destinations`); empty in the lake itself."""
 
 
 class FileSummary(NamedTuple):
@@ -152,6 +156,11 @@ _note_decoder = msgspec.json.Decoder(FileNote)
 def key_of(hour: int, plan: int, number: int, *, kind: Kind = "part") -> str:
     """The name of a file of the hour that begins at `hour`, in seconds since the epoch."""
     return f"{hour_prefix(_instant(hour * _US))}/{kind}-{plan:012d}-{number:05d}.parquet"
+
+
+def cold_key(key: str) -> str:
+    """The name of the file when it is cold."""
+    return f"{COLD}{key}"
 
 
 def hour_prefix(at: datetime) -> str:
@@ -206,11 +215,12 @@ class LakeFileWriter:
         number: int,
         ranges: Sequence[OffsetRange],
         compression: Compression = "snappy",
+        destination: str = "",
     ) -> None:
         self._hashing = _HashingSink(sink)
-        self._note = FileNote(FILE_VERSION, hour, plan, number, list(ranges), 0, 0, 0, 0, {})
+        self._note = FileNote(FILE_VERSION, hour, plan, number, list(ranges), 0, 0, 0, 0, {}, destination)
         self._times: list[tuple[int, int]] = []
-        self._rows = 0
+        self.rows = 0
         self._digest = 0
         self._projects: dict[str, int] = {}
         self._writer = pq.ParquetWriter(
@@ -236,7 +246,7 @@ class LakeFileWriter:
         if not rows.num_rows:
             return
         self._writer.write_table(rows, row_group_size=rows.num_rows)
-        self._rows += rows.num_rows
+        self.rows += rows.num_rows
         self._digest = (self._digest + id_digest(rows)) % 2**64
         low_high = pc.min_max(rows.column("timestamp").cast(pa.int64())).as_py()
         self._times.append((low_high["min"], low_high["max"]))
@@ -248,7 +258,7 @@ class LakeFileWriter:
         """Write the footer. At least one row must have been written."""
         note = msgspec.structs.replace(
             self._note,
-            rows=self._rows,
+            rows=self.rows,
             id_digest=self._digest,
             min_timestamp_us=min(low for low, _ in self._times),
             max_timestamp_us=max(high for _, high in self._times),

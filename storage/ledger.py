@@ -28,6 +28,8 @@ class LedgerHour(NamedTuple):
     rejected: int
     lost: int
     aggregated: int = 0
+    expired: int = 0
+    """Of those stored: their rows were removed when their time was over."""
 
 
 class Difference(NamedTuple):
@@ -61,8 +63,8 @@ class Ledger:
     ) -> list[Difference]:
         """Count the rows and compare; [] when all is right. Bounds are whole hours.
 
-        One snapshot: it is exact while events are being stored. Stored events are compared for the hours whose
-        daily partitions are there, aggregated ones for whole projects and only without bounds. Without bounds every
+        One snapshot: it is exact while events are being stored. Rows that were removed when their time was over are
+        counted by the ledger. Aggregated events are compared for whole projects and only without bounds. Then every
         event is read (some 0.2 s a million): give it time.
         """
         async with self._postgres.transaction(snapshot=True, deadline_s=deadline_s) as connection:

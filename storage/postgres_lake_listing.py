@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
+from typing import Any
 
 from storage.lake_listing import AgingFile, HourParts, LakeTotals, PendingExport, Volume, needed_since
 from storage.lake_manifest import FileEntry, LakeFile
@@ -97,9 +98,7 @@ class PostgresLakeListing:
         asked = (hot_before or _NEVER, before or _NEVER, list(limited), times, *(after or (None, None)), limit)
         async with self._postgres.session() as connection:
             rows = await connection.fetch(_AGING, *asked)
-        return [
-            AgingFile(*row[:-2], projects=dict(zip(row["projects"], row["project_rows"], strict=True))) for row in rows
-        ]
+        return [_aging(row) for row in rows]
 
     async def expired(self, *, grace_s: float, limit: int) -> list[FileEntry]:
         return await self._entries(_EXPIRED, grace_s, limit)
@@ -131,3 +130,17 @@ class PostgresLakeListing:
     async def _entries(self, query: str, *arguments: object) -> list[FileEntry]:
         async with self._postgres.session() as connection:
             return [entry_of(row) for row in await connection.fetch(query, *arguments)]
+
+
+def _aging(row: Any) -> AgingFile:
+    projects = dict(zip(row["projects"], row["project_rows"], strict=True))
+    return AgingFile(
+        row["file_id"],
+        row["key"],
+        row["hour"],
+        row["exported_at"],
+        row["tier"],
+        row["rows"],
+        row["bytes"],
+        projects,
+    )

@@ -5,8 +5,10 @@ removes. A day is counted first, which takes a while and disturbs nobody, and de
 takes a moment.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import asyncpg
 
@@ -89,7 +91,10 @@ class PostgresRetention:
         async with self._postgres.transaction(snapshot=True) as connection:
             runs = await connection.fetch(_RUNS, limit)
             removals = await connection.fetch(_REMOVALS, [row["run_id"] for row in runs])
-        return [Run(*row, [Removal(*each[1:]) for each in removals if each["run_id"] == row["run_id"]]) for row in runs]
+        removed: defaultdict[int, list[Removal]] = defaultdict(list)
+        for row in removals:
+            removed[row["run_id"]].append(Removal(*row[1:]))
+        return [_run(row, removed[row["run_id"]]) for row in runs]
 
     async def note(self, run_id: int, removal: Removal) -> None:
         async with self._postgres.session() as connection:
@@ -195,6 +200,10 @@ class PostgresRetention:
                 return query, before, limit, self._with_lake
             case _:
                 return query, before, limit
+
+
+def _run(row: Any, removals: Sequence[Removal]) -> Run:
+    return Run(row["run_id"], row["started_at"], row["finished_at"], row["kept"], removals)
 
 
 async def _note(connection: Connection, run_id: int, removal: Removal) -> None:

@@ -9,7 +9,7 @@ from analytics_actors.cli.failure import Failure
 from analytics_actors.cli.output import print_json, print_table
 from analytics_actors.cli.server_options import json_option, server_options
 
-_COUNTS = ["received", "stored", "duplicate", "deadLettered", "rejected", "lost", "aggregated", "pending"]
+_COUNTS = ["received", "stored", "duplicate", "deadLettered", "rejected", "lost", "aggregated", "pending", "expired"]
 
 
 @click.command()

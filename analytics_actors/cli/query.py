@@ -49,6 +49,7 @@ def query(api: Api, sql: str | None, form: str, limit: int | None, strict: bool,
         click.echo("there are more rows", err=True)
     if int(headers.get("x-query-missing", 0)):
         click.echo(f"{headers['x-query-missing']} files of the lake could not be had", err=True)
+    _tell_cold(int(headers.get("x-query-cold-files", 0)))
 
 
 def _print_table(answer: dict[str, Any]) -> None:
@@ -58,6 +59,12 @@ def _print_table(answer: dict[str, Any]) -> None:
         click.echo("there are more rows", err=True)
     for file in answer["missing"]:
         click.echo(f"without {file['file']}: {file['reason']}", err=True)
+    _tell_cold(answer.get("coldFiles", 0))
+
+
+def _tell_cold(files: int) -> None:
+    if files:
+        click.echo(f"{files:,} files are in the cold part of the lake, which is slower", err=True)
 
 
 def _heading(column: dict[str, str]) -> str:

@@ -5,6 +5,8 @@ loop; a step is one merge, some removals, one page of the objects:
 
     manifest → hours to compact → merge → object store → manifest;  retired files, orphans → object store
 
+Beside it, once a day, `analytics_actors.retention`. Without a lake that is all it does.
+
 The law:
 - A crash anywhere changes nothing that readers see. The next keeper finishes the merges that were begun. Another keeper
   at the same time is harmless (`analytics_actors.lake.compaction`).
@@ -24,21 +26,27 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from analytics_actors.background import Background
 from analytics_actors.counters import Counters
+from analytics_actors.lake.ageing import Ageing
 from analytics_actors.lake.carrying import CrashPoint, Patience, no_crash
 from analytics_actors.lake.compaction import Compaction, Refused
 from analytics_actors.lake.removal import Removal, remove_abandoned
 from analytics_actors.messages import KeeperView
+from analytics_actors.retention.duty import RetentionDuty
+from analytics_actors.retention.run import RetentionRun
+from analytics_actors.schedule import DailySchedule
 from analytics_actors.windows.sources import Compute, in_thread
-from config.settings import LakeSettings
+from config.settings import LakeSettings, Settings
 from storage.errors import Misconfigured, Unavailable
 from storage.lake_listing import HourParts, LakeListing
 from storage.lake_manifest import SWAP_TIME_S, LakeManifest, Swap
 from storage.object_store import ObjectStore
+from storage.retention import RetentionStore
 
 HOURS_AT_ONCE = 1000
 SET_ASIDE_S = 600.0
@@ -46,6 +54,13 @@ SET_ASIDE_S = 600.0
 LONGEST_REST_S = 30.0
 
 _log = logging.getLogger(__name__)
+
+
+class Retention(NamedTuple):
+    """What the keeper needs for it."""
+
+    store: RetentionStore
+    settings: Settings
 
 
 class LakeKeeper:
@@ -59,10 +74,13 @@ class LakeKeeper:
         objects: ObjectStore,
         settings: LakeSettings,
         folder: Path,
+        retention: Retention | None = None,
         clock_s: Callable[[], float] = time.time,
         compute: Compute = in_thread,
         reached: CrashPoint = no_crash,
     ) -> None:
+        """Without `settings.enabled` there is no lake to keep, only retention."""
+        cold_storage_class = retention.settings.retention.cold_storage_class if retention else ""
         self._manifest = manifest
         self._listing = listing
         self._settings = settings
@@ -79,8 +97,20 @@ class LakeKeeper:
             settings=settings,
             folder=folder,
             compute=compute,
+            cold_storage_class=cold_storage_class,
             reached=reached,
         )
+        self._ageing = Ageing(
+            manifest,
+            listing,
+            objects,
+            self._compaction,
+            self._counters,
+            settled_s=settings.compact_quiet_s,
+            cold_storage_class=cold_storage_class,
+            reached=reached,
+        )
+        self._retention = self._duty(retention) if retention and retention.settings.retention.enabled else None
         self._removal = Removal(listing, objects, self._counters, settings=settings, clock_s=clock_s)
         self._background = Background()
         self._started_s = clock_s()
@@ -90,6 +120,17 @@ class LakeKeeper:
         self._orphans_due_s = self._started_s + min(settings.orphan_interval_s, settings.keeper_interval_s)
         self._last_run_s = 0.0
         self._last_merge_s = 0.0
+
+    def _duty(self, retention: Retention) -> RetentionDuty:
+        run = RetentionRun(
+            retention.store,
+            self._listing,
+            retention.settings,
+            ageing=self._ageing if self._settings.enabled else None,
+            clock=lambda: datetime.fromtimestamp(self._clock_s(), UTC),
+        )
+        schedule = DailySchedule.read(retention.settings.retention.run_at)
+        return RetentionDuty(run, retention.store, self._counters, schedule=schedule, clock_s=self._clock_s)
 
     def start(self) -> None:
         """Begin to work; needs a running event loop."""
@@ -105,8 +146,9 @@ class LakeKeeper:
         return self._background.failure
 
     async def _run(self) -> None:
-        for swap in await self._begun():
-            await self._finish(swap)
+        if self._settings.enabled:
+            for swap in await self._begun():
+                await self._finish(swap)
         while True:
             started_s = time.monotonic()
             worked = await self.step()
@@ -114,10 +156,12 @@ class LakeKeeper:
             await asyncio.sleep(min(took_s, LONGEST_REST_S) if worked else self._settings.keeper_interval_s)
 
     async def _begun(self) -> list[Swap]:
-        swaps = await self._patience.wait_for("manifest", self._manifest.open_swaps)
-        return [swap for swap in swaps if swap.kind == "compact"]
+        return await self._patience.wait_for("manifest", self._manifest.open_swaps)
 
     async def _finish(self, swap: Swap) -> None:
+        if swap.kind != "compact":
+            await self._ageing.resume(swap)
+            return
         _log.info("finishing a merge", extra={"action": "finish_plan", "plan": swap.plan_id})
         try:
             await self._compaction.finish(swap.plan_id, swap.file_ids)
@@ -126,10 +170,15 @@ class LakeKeeper:
 
     async def step(self) -> bool:
         """A bounded amount of work; whether there was any, so that there may be more."""
+        aged = self._retention is not None and await self._retention.step()
+        kept = self._settings.enabled and await self._keep_lake()
+        self._last_run_s = self._clock_s()
+        return aged or kept
+
+    async def _keep_lake(self) -> bool:
         merged = await self._compact()
         removed = await self._removal.remove_retired()
         looked = self._clock_s() >= self._orphans_due_s and await self._look_through()
-        self._last_run_s = self._clock_s()
         return merged or removed or looked
 
     async def _compact(self) -> bool:
@@ -203,6 +252,7 @@ class LakeKeeper:
             strangers=self._removal.strangers,
             last_run_ms=int(self._last_run_s * 1000),
             last_merge_ms=int(self._last_merge_s * 1000),
+            last_retention_ms=self._retention.last_run_ms if self._retention else 0,
             counters=dict(self._counters.totals),
             trouble=self._counters.troubles,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage.errors import Missing
+from storage.lake_file import COLD
 from storage.object_store import ObjectStore
 
 AT_ONCE = 4
@@ -32,9 +33,9 @@ class Name(NamedTuple):
 def name_of(key: str) -> Name | None:
     """None for a key that no file of the lake has."""
     found = _NAME.fullmatch(key)
-    if found is None or found["top"] not in ("", "cold/"):
+    if found is None or found["top"] not in ("", COLD):
         return None
-    return Name(found["kind"], int(found["plan"]), found["top"] == "cold/")
+    return Name(found["kind"], int(found["plan"]), found["top"] == COLD)
 
 
 @asynccontextmanager

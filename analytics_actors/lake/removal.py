@@ -19,7 +19,7 @@ from typing import NamedTuple
 from analytics_actors.counters import Counters
 from analytics_actors.lake.carrying import Patience
 from config.settings import LakeSettings
-from storage.lake_file import PREFIX
+from storage.lake_file import COLD, PREFIX, cold_key
 from storage.lake_listing import LakeListing
 from storage.lake_manifest import SWAP_TIME_S
 from storage.object_store import ObjectInfo, ObjectStore
@@ -31,7 +31,8 @@ CLOCKS_APART_S = 300.0
 """Between the object store's server and PostgreSQL's."""
 
 _KEY = re.compile(
-    rf"{PREFIX}year=\d{{4}}/month=\d\d/day=\d\d/hour=\d\d/(?:part|compact)-(\d{{12,18}})-\d{{5}}\.parquet", re.ASCII
+    rf"(?:{COLD})?{PREFIX}year=\d{{4}}/month=\d\d/day=\d\d/hour=\d\d/(?:part|compact)-(\d{{12,18}})-\d{{5}}\.parquet",
+    re.ASCII,
 )
 
 _log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class Removal:
         `Unavailable` and `Misconfigured`; the next call begins anew then."""
         looking = self._looking
         if looking is None:
-            looking, self.strangers = self._objects.list(PREFIX), 0
+            looking, self.strangers = self._all(), 0
         self._looking = None
         page: list[ObjectInfo] = []
         async for info in looking:
@@ -98,6 +99,11 @@ class Removal:
                 break
         await self._remove_orphans(page)
         return self._looking is not None
+
+    async def _all(self) -> AsyncIterator[ObjectInfo]:
+        for prefix in (PREFIX, cold_key(PREFIX)):
+            async for info in self._objects.list(prefix):
+                yield info
 
     async def _remove_orphans(self, page: Sequence[ObjectInfo]) -> None:
         before_s = self._clock_s() - self._settings.orphan_grace_s

@@ -54,8 +54,8 @@ class _Hour:
 
     def __init__(self, files: Sequence[Found]) -> None:
         self._covers = _covers(files)
-        newest_last = sorted(files, key=lambda each: (each.plan_id, each.key))
-        # Of equal ones the newest: a rewrite has the ranges of what it replaces.
+        newest_last = sorted(files, key=lambda each: (each.plan_id, each.file.tier == "cold", each.key))
+        # Of equal ones the newest: a rewrite has the ranges of what it replaces, and what became cold was hot before.
         self._files = list({self._covers[each.key]: each for each in newest_last}.values())
 
     def choose(self) -> Iterator[Found]:

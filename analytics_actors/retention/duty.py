@@ -14,8 +14,6 @@ from analytics_actors.schedule import DailySchedule
 from storage.errors import Misconfigured, Unavailable
 from storage.retention import Removal, RetentionStore
 
-LOOK_S = 60.0
-"""How often the last run is asked for: a command may have made one."""
 AGAIN_S = 600.0
 """After a run that failed, or met days in use."""
 KEPT_SHOWN = 3
@@ -40,8 +38,8 @@ class RetentionDuty:
         self._report: Report | None = None
         self._look_s = 0.0
         """Not before this."""
-        self._again_s: float | None = None
-        """A run is due then, whatever the schedule says."""
+        self._is_again = False
+        """Then a run is due, whatever the schedule says."""
         self.last_run_ms = 0
         """When the last run of this keeper came to its end."""
 
@@ -53,7 +51,7 @@ class RetentionDuty:
             self._counters.trouble("retention", str(error))
             self._counters.count("retention_failures")
             self._work = None
-            self._look_s = self._again_s = self._clock_s() + AGAIN_S
+            self._come_again()
             return False
 
     async def _step(self) -> bool:
@@ -71,15 +69,17 @@ class RetentionDuty:
         now_s = self._clock_s()
         if now_s < self._look_s:
             return False
-        self._look_s = now_s + LOOK_S
-        is_again = self._again_s is not None and self._again_s <= now_s
         now = datetime.fromtimestamp(now_s, UTC)
-        if not is_again and not await self._is_missed(now):
+        if not self._is_again and not await self._is_missed(now):
+            self._look_s = self._schedule.next_due(now).timestamp()
             return False
-        self._again_s = None
+        self._is_again = False
         self._report = self._run.begin(dry_run=False)
         self._work = self._run.work(self._report)
         return True
+
+    def _come_again(self) -> None:
+        self._look_s, self._is_again = self._clock_s() + AGAIN_S, True
 
     async def _is_missed(self, now: datetime) -> bool:
         """The first run of all is due at once."""
@@ -91,7 +91,7 @@ class RetentionDuty:
         self.last_run_ms = int(self._clock_s() * 1000)
         self._counters.count("retention_runs")
         if report.busy:
-            self._again_s = self._clock_s() + AGAIN_S
+            self._come_again()
         if report.kept:
             more = f", and {len(report.kept) - KEPT_SHOWN} more" if len(report.kept) > KEPT_SHOWN else ""
             self._counters.trouble("retention", "; ".join(report.kept[:KEPT_SHOWN]) + more)

@@ -22,7 +22,8 @@ Time = Annotated[datetime, Meta(tz=True, description="RFC 3339 with Z or an offs
 
 
 class Counts(msgspec.Struct, rename="camel", kw_only=True):
-    """received = stored + duplicate + deadLettered + rejected + lost + aggregated + pending"""
+    """received = stored + duplicate + deadLettered + rejected + lost + aggregated + pending. `expired` of those that
+    were stored have left PostgreSQL because their time was over."""
 
     received: int = 0
     stored: int = 0
@@ -32,6 +33,7 @@ class Counts(msgspec.Struct, rename="camel", kw_only=True):
     lost: int = 0
     aggregated: int = 0
     pending: int = 0
+    expired: int = 0
 
     def balances(self) -> bool:
         kept = self.stored + self.aggregated + self.pending
@@ -111,6 +113,7 @@ def merge(
             rejected=row.rejected,
             lost=row.lost,
             aggregated=row.aggregated,
+            expired=row.expired,
         )
         for row in stored
     }

@@ -15,7 +15,9 @@ from gateway.sql_queries import SqlAnswer
 from storage.sandbox.wire import Column, Format
 
 _SQL = "one SELECT; its table is events"
-_FORMAT = "json answers with this object; of the others the headers X-Query-Truncated and X-Query-Missing tell the rest"
+_FORMAT = (
+    "json answers with this object; of the others the headers X-Query-Truncated, -Missing and -Cold-Files tell the rest"
+)
 
 Rows = TypeVar("Rows")
 
@@ -39,7 +41,8 @@ class MissingFile(msgspec.Struct, frozen=True):
 
 class QueryAnswer(msgspec.Struct, Generic[Rows], rename="camel", kw_only=True):
     """`truncated`: there would have been more rows. `degraded`: the events of the `missing` files are not in it.
-    `bytesRead` is what was read of `files`."""
+    `bytesRead` is what was read of `files`. `coldFiles` of them, and of the missing ones, are in the cold part of the
+    lake, which is slower."""
 
     columns: list[Column]
     rows: Rows
@@ -47,6 +50,7 @@ class QueryAnswer(msgspec.Struct, Generic[Rows], rename="camel", kw_only=True):
     degraded: bool
     missing: list[MissingFile]
     files: int
+    cold_files: int
     bytes_read: int
 
 
@@ -75,6 +79,7 @@ def _json(answer: SqlAnswer) -> QueryAnswer[msgspec.Raw]:
         degraded=bool(answer.missing),
         missing=[MissingFile(file.key, file.reason) for file in answer.missing],
         files=answer.files,
+        cold_files=answer.cold_files,
         bytes_read=answer.result.bytes_read,
     )
 
@@ -83,6 +88,7 @@ def _headers(answer: SqlAnswer) -> list[Header]:
     return [
         (b"x-query-truncated", b"true" if answer.result.truncated else b"false"),
         (b"x-query-missing", b"%d" % len(answer.missing)),
+        (b"x-query-cold-files", b"%d" % answer.cold_files),
     ]
 
 

@@ -15,11 +15,14 @@ from storage.event_queries import DeadLetter, InvalidCursor, Order, StoredEvent
 from storage.lake_exports import EventFile
 
 Time = Annotated[datetime, Meta(tz=True, description="RFC 3339 with Z or an offset, or Unix time in seconds")]
-State = Literal["stored", "dead_lettered", "logged", "spooled", "unknown"]
+State = Literal["stored", "archived", "dead_lettered", "logged", "spooled", "unknown"]
 
 _STATES: dict[Place, State] = {"log": "logged", "spool": "spooled", "unknown": "unknown"}
 
 EventJson = TypeVar("EventJson")
+
+_FIND = "SELECT log_partition, log_offset, timestamp, received_at FROM events WHERE event_id ="
+_found_decoder = msgspec.json.Decoder(list[tuple[int, int, datetime, datetime]])
 
 
 class EventsQuery(ProjectQuery, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -53,15 +56,26 @@ class EventView(msgspec.Struct, rename="camel"):
 
 
 class Events(msgspec.Struct, Generic[EventJson], rename="camel", omit_defaults=True):
-    """A page of events. `nextCursor` leads to the next; with order=received it is always there, to follow on."""
+    """A page of events. `nextCursor` leads to the next; with order=received it is always there, to follow on. At the
+    end of the newest, and with order=received, `historyBegins` says that what was stored before has left PostgreSQL:
+    it is in the lake (POST /v1/query)."""
 
     events: list[EventJson]
     next_cursor: str | None = None
+    history_begins: datetime | None = None
+
+
+class TraceQuery(ProjectQuery, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """`lake=true` looks for the event in the files of the lake as well, which takes as long as a query over them."""
+
+    lake: bool = False
 
 
 class Trace(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
     """Where an event is: stored, a dead letter, safe in the log or a spool and not yet stored, or unknown here. Of
-    a stored one that is in the lake the `file`, and the `rowGroup` where that is known without a look into it."""
+    a stored one that is in the lake the `file`, and the `rowGroup` where that is known without a look into it.
+    `archived` is in the lake alone. What was stored before `historyBegins` has left PostgreSQL: an event that is
+    unknown may be in the lake."""
 
     event_id: str
     state: State
@@ -75,6 +89,7 @@ class Trace(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
     dead_lettered_at: datetime | None = None
     code: str | None = None
     message: str | None = None
+    history_begins: datetime | None = None
 
 
 async def list_events(call: Call) -> Answer:
@@ -93,7 +108,7 @@ async def list_events(call: Call) -> Answer:
         )
     except InvalidCursor as error:
         raise ApiError("invalid_parameter", f"{error}.", pointer="/cursor") from error
-    return json_answer(Events(page.events, page.next_cursor))
+    return json_answer(Events(page.events, page.next_cursor, page.history_begins))
 
 
 async def get_event(call: Call) -> Answer:
@@ -117,7 +132,34 @@ async def trace_event(call: Call) -> Answer:
     if letter is not None:
         return json_answer(_dead(event_id, letter))
     place = await services.status.trace(project_id, event_id)
-    return json_answer(Trace(event_id=event_id, state=_STATES[place]))
+    if place != "unknown":
+        return json_answer(Trace(event_id=event_id, state=_STATES[place]))
+    begins = await services.queries.history_begins(project_id)
+    found = await _in_lake(call, project_id, event_id) if call.query.lake else None
+    if found is not None:
+        return json_answer(msgspec.structs.replace(found, history_begins=begins))
+    asked = "and is in no file that could be read" if call.query.lake else "ask with lake=true"
+    message = None if begins is None else f"What was stored before {begins:%Y-%m-%d} is in the lake alone: {asked}."
+    return json_answer(Trace(event_id=event_id, state="unknown", history_begins=begins, message=message))
+
+
+async def _in_lake(call: Call, project_id: str, event_id: str) -> Trace | None:
+    """The event as the files of the lake have it, and in which it is."""
+    literal = event_id.replace("'", "''")
+    answer = await call.services.sql.run(project_id, f"{_FIND} '{literal}' ORDER BY received_at DESC LIMIT 1", "json")
+    for partition, offset, timestamp, received_at in _found_decoder.decode(answer.body):
+        file = await call.services.lake.exports.file_of(partition, offset, timestamp)
+        return Trace(
+            event_id=event_id,
+            state="archived",
+            partition=partition,
+            offset=offset,
+            received_at=received_at,
+            file=None if file is None else file.key,
+            row_group=None if file is None else file.row_group,
+            exported_at=None if file is None else file.exported_at,
+        )
+    return None
 
 
 def _stored(event_id: str, found: StoredEvent, file: EventFile | None) -> Trace:
@@ -164,7 +206,7 @@ ENDPOINTS = [
         path="/v1/events/{eventId:path}/trace",
         summary="Where an event is",
         access="read",
-        query=ProjectQuery,
+        query=TraceQuery,
         answers={200: Trace},
         errors=("invalid_parameter", "project_mismatch"),
         handler=trace_event,

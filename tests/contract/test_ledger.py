@@ -11,6 +11,7 @@ from storage.event_store import LostEvents
 from storage.ledger import Difference, Ledger, LedgerHour
 from storage.migrate import migrate
 from storage.postgres import Postgres
+from storage.postgres_retention import PostgresRetention
 from storage.postgres_store import PostgresStore
 from tests.contract.log_records import NOW, batch, event, hour_of, record, write
 
@@ -93,12 +94,16 @@ async def test_a_check_keeps_to_its_project_and_hours(ledger: Ledger, postgres_u
     assert [found.hour for found in await ledger.check(end=HOUR)] == [HOUR - timedelta(hours=1)]
 
 
-async def test_hours_whose_days_are_gone_are_not_compared(ledger: Ledger, postgres_url: str) -> None:
-    connection = await asyncpg.connect(postgres_url)
-    days = await connection.fetch(
-        "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'events_log'::regclass"
-    )
-    for day in days:
-        await connection.execute(f"DROP TABLE {day[0]}")
-    await connection.close()
+async def test_what_expired_counts_as_found_and_what_is_merely_gone_does_not(ledger: Ledger, postgres_url: str) -> None:
+    postgres = Postgres(postgres_url, owner="test", pool_size=1, deadline_s=10)
+    retention = PostgresRetention(postgres, with_lake=False)
+    run = await retention.begin_run(NOW)
+    today = datetime.now(UTC).date()
+    assert await retention.expire_rows(run, today, ["blog"], first_page=0, row_bytes=1.0) == (1, None)
     assert await ledger.check() == []
+    assert [row.expired for row in await ledger.hours("blog")] == [1]
+    assert await retention.drop_day(run, today, size=1) == 3
+    await postgres.close()
+    assert await ledger.check() == []
+    await spoil(postgres_url, "UPDATE ledger SET expired = expired - 1 WHERE project_id = 'blog'")
+    assert await ledger.check() == [Difference("blog", HOUR, "stored", 1, 0)]

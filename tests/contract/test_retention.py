@@ -333,7 +333,9 @@ async def test_large_days_go_page_by_page(in_postgres: InPostgres, monkeypatch: 
     for first in range(0, 40, 10):
         names = range(first, first + 10)
         await subject.lake.store_events(*[event(f"e{n}", properties=text, timestamp=TIME) for n in names])
-    run, page, batches = await run_of(subject), 0, []
+    run = await run_of(subject)
+    page: int | None = 0
+    batches: list[int] = []
     while page is not None:
         gone, page = await subject.retention.expire_rows(
             run, datetime.now(UTC).date(), ["shop"], first_page=page, row_bytes=1.0

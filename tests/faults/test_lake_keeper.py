@@ -1,9 +1,11 @@
 """The lake keeper under faults: queries see each event once, and the lake ends in few files, whatever was killed."""
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -116,3 +118,33 @@ def test_an_idle_keeper_costs_nothing_and_says_what_it_did(system: RunningSystem
     keeper = system.status()["lakeKeeper"]
     assert (keeper["state"], keeper["view"]["trouble"]) == ("open", "")
     assert "lake-keeper" in system.cli("status").stdout
+
+
+async def test_old_hours_become_cold_while_queries_count(system: RunningSystem, client: Client) -> None:
+    old = (datetime.now(UTC) - timedelta(days=25)).isoformat()
+    events = [{"eventId": f"old-{n}", "eventType": "load", "timestamp": old} for n in range(20)]
+    client.sent |= {str(event["eventId"]) for event in events}
+    async with httpx.AsyncClient(base_url=system.url, timeout=30) as http:
+        headers = {"Authorization": f"Bearer {client.write_key}"}
+        assert (await http.post("/v1/events/batch", json=events, headers=headers)).status_code == 202
+        await asyncio.to_thread(client.settle)
+        await wait_exported(system)
+        await is_compact(system)
+        onlooker, done = QueryOnlooker(client), asyncio.Event()
+        counting = asyncio.create_task(onlooker.run_until(done))
+        limits = ("--set", "retention.lake_hot_days=20", "--set", "lake.compact_quiet_s=0.01")
+        ran = await asyncio.to_thread(system.cli, "retention", "run", "--json", *limits)
+        moved = [each for each in json.loads(ran.stdout)["removals"] if each["kind"] == "moved_files"]
+        assert [each["rows"] for each in moved] == [20]
+        cold = [key for key in await live_keys(system) if key.startswith("cold/")]
+        assert len(cold) == 1
+        async with asyncio.timeout(GRACE_S + 30):
+            while cold[0].removeprefix("cold/") in files_in(system.data / "lake"):
+                await asyncio.sleep(0.5)
+        done.set()
+        await counting
+        await onlooker.check_complete()
+        url = f"/v1/query?projectId={client.project}"
+        answer = await http.post(url, json={"sql": "SELECT count(*) FROM events"}, headers=client.admin())
+        assert (answer.json()["rows"], answer.json()["coldFiles"]) == ([[20]], 1)
+    await check_lake(client, system.data / "lake")

@@ -34,6 +34,7 @@ async def test_answer_as_json() -> None:
         "degraded": False,
         "missing": [],
         "files": 3,
+        "coldFiles": 0,
         "bytesRead": 9,
     }
     assert system.sql.asked == [("shop", SQL, "json", None, False)]
@@ -49,11 +50,12 @@ async def test_answer_as_json() -> None:
 )
 async def test_other_formats_tell_the_rest_in_headers(form: str, content_type: str) -> None:
     system = System()
-    system.sql.body, system.sql.truncated = b"as it is", True
+    system.sql.body, system.sql.truncated, system.sql.cold_files = b"as it is", True, 2
     system.sql.missing = [NotFetched("events/x.parquet", "not in the object store")]
     answer = await post(system, {"sql": SQL, "format": form, "limit": 7})
     assert (answer.content, answer.headers["content-type"]) == (b"as it is", content_type)
     assert (answer.headers["x-query-truncated"], answer.headers["x-query-missing"]) == ("true", "1")
+    assert answer.headers["x-query-cold-files"] == "2"
     assert system.sql.asked == [("shop", SQL, form, 7, False)]
 
 
