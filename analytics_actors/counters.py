@@ -38,5 +38,9 @@ class Counters:
         self._trouble.pop(service, None)
 
     @property
+    def in_trouble(self) -> frozenset[str]:
+        return frozenset(self._trouble)
+
+    @property
     def troubles(self) -> str:
         return "; ".join(f"{service}: {message}" for service, message in sorted(self._trouble.items()))

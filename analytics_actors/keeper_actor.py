@@ -1,4 +1,5 @@
-"""The Ray actor around `LakeKeeper`; see `analytics_actors.actors`, whose way with calls and restarts it follows."""
+"""The Ray actor around `LakeKeeper` and `Deliveries`; see `analytics_actors.actors`, whose way with calls and restarts
+it follows."""
 
 import logging
 import os
@@ -10,21 +11,28 @@ import msgspec
 import ray
 
 from analytics_actors.lake.crash import crash_point
-from analytics_actors.lake.keeper import LakeKeeper
-from analytics_actors.messages import KeeperView, keeper_name
+from analytics_actors.lake.deliveries import Deliveries
+from analytics_actors.lake.keeper import LakeKeeper, Retention
+from analytics_actors.lake.places import Places
+from analytics_actors.messages import DeliveriesView, KeeperView, keeper_name
 from config import logs
 from config.garbage import collect_seldom
 from config.settings import LakeSettings, Settings
 from storage.object_store import open_object_store
 from storage.postgres import Postgres
+from storage.postgres_destinations import PostgresDestinations
 from storage.postgres_lake_listing import PostgresLakeListing
 from storage.postgres_manifest import PostgresManifest
+from storage.postgres_retention import PostgresRetention
 
 CRASH_FILE = "KEEPER_CRASH_FILE"
 """For tests, in the environment: see `analytics_actors.lake.crash`."""
 
 NICE = 10
 """Merging may wait for everything else on the machine."""
+
+CONNECTIONS = 2
+"""A delivery's question need not wait for one of the keeper's."""
 
 READERS_END_S = 5.0
 """After its deadline a query has certainly ended."""
@@ -33,26 +41,28 @@ _log = logging.getLogger(__name__)
 
 
 class KeeperActor:
-    """`LakeKeeper` of the lake."""
+    """`LakeKeeper` of the lake, and the deliveries to its destinations."""
 
     def __init__(self, _: int, settings_json: bytes) -> None:
         self._settings = Settings.from_json(settings_json)
         logs.configure(keeper_name())
         self._keeper: LakeKeeper | None = None
+        self._deliveries: Deliveries | None = None
 
     def __repr__(self) -> str:
         return "LakeKeeper()"
 
     async def ready(self) -> bool:
         """Start if need be."""
-        if self._keeper is None:
+        if self._keeper is None or self._deliveries is None:
             try:
-                self._keeper = self._start()
+                self._keeper, self._deliveries = self._start()
             except Exception as error:
                 _log.error("the lake keeper could not be started", exc_info=error, extra={"action": "open_failed"})
                 raise
-        if self._keeper.failure is not None:
-            _log.error("the lake keeper starts anew", exc_info=self._keeper.failure, extra={"action": "restart"})
+        failure = self._keeper.failure or self._deliveries.failure
+        if failure is not None:
+            _log.error("the lake keeper starts anew", exc_info=failure, extra={"action": "restart"})
             # Ray restarts the actor if it is the one that Ray knows; everything is found again in the manifest.
             os._exit(1)
         return True
@@ -60,9 +70,11 @@ class KeeperActor:
     @ray.method(concurrency_group="control")
     async def observe(self) -> bytes:
         """An encoded `KeeperView`; empty while the actor is starting."""
-        return msgspec.msgpack.encode(self._keeper.observe()) if self._keeper else b""
+        if self._keeper is None or self._deliveries is None:
+            return b""
+        return msgspec.msgpack.encode(_together(self._keeper.observe(), self._deliveries.observe()))
 
-    def _start(self) -> LakeKeeper:
+    def _start(self) -> tuple[LakeKeeper, Deliveries]:
         settings = self._settings
         # Of this thread and those that it starts: the event loop's and its workers'.
         os.nice(NICE)
@@ -70,7 +82,7 @@ class KeeperActor:
             settings.store.postgres_url,
             # Of this incarnation alone, as for the batcher.
             owner=f"{keeper_name()}-{uuid.uuid4().hex[:12]}",
-            pool_size=1,
+            pool_size=CONNECTIONS,
             deadline_s=settings.store.write_timeout_seconds,
             connect_timeout_s=settings.store.connect_timeout_s,
         )
@@ -80,17 +92,38 @@ class KeeperActor:
             objects=open_object_store(settings.lake, data=Path(settings.data)),
             settings=_for_readers(settings),
             folder=Path(settings.data) / "keeper",
+            retention=Retention(PostgresRetention(postgres, with_lake=settings.lake.enabled), settings),
+            reached=crash_point(CRASH_FILE),
+        )
+        deliveries = Deliveries(
+            PostgresDestinations(postgres, partitions=settings.log.partitions),
+            open_object_store(settings.lake, data=Path(settings.data)),
+            Places(settings).open,
+            policy=settings.destinations,
+            compression=settings.lake.compression,
+            folder=Path(settings.data) / "deliveries",
             reached=crash_point(CRASH_FILE),
         )
         keeper.start()
+        deliveries.start()
         collect_seldom()
-        return keeper
+        return keeper, deliveries
 
 
 def _for_readers(settings: Settings) -> LakeSettings:
     """What was replaced stays for at least as long as a query may take."""
     longest_s = settings.query.queue_wait_s + settings.query.deadline_s + READERS_END_S
     return msgspec.structs.replace(settings.lake, retired_grace_s=max(settings.lake.retired_grace_s, longest_s))
+
+
+def _together(view: KeeperView, deliveries: DeliveriesView) -> KeeperView:
+    return msgspec.structs.replace(
+        view,
+        destinations=deliveries.destinations,
+        destinations_failing=deliveries.failing,
+        counters=view.counters | deliveries.counters,
+        trouble="; ".join(filter(None, (view.trouble, deliveries.trouble))),
+    )
 
 
 def decode_view(raw: bytes) -> KeeperView | None:

@@ -1,4 +1,4 @@
-"""Where webhooks may go: the hosts of the setting `windows.webhook_hosts`, at addresses that may be theirs.
+"""Where webhooks and deliveries may go: the hosts of a setting, at addresses that may be theirs.
 
 An entry is a host (`hooks.example.com`, `10.0.0.5`), one with a port (`localhost:9000`; without one any port will do),
 or all hosts below a domain (`*.example.com`). A host named literally may have a private address: whoever runs the
@@ -21,7 +21,7 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 class Refused(Exception):
-    """The URL may not be posted to; the message says why and what to change."""
+    """The URL may not be used; the message says why and what to change."""
 
 
 class _Entry(NamedTuple):
@@ -36,19 +36,22 @@ class _Entry(NamedTuple):
 
 
 class WebhookHosts:
-    def __init__(self, entries: Sequence[str]) -> None:
+    """`setting` is where the hosts were written."""
+
+    def __init__(self, entries: Sequence[str], *, setting: str = "windows.webhook_hosts") -> None:
         self._entries = [_read(entry) for entry in entries]
+        self._setting = setting
 
     def check(self, url: URL) -> None:
         """Raises `Refused` unless the URL's host is allowed; its addresses are checked when it is resolved."""
         host = (url.raw_host or "").rstrip(".").lower()
         if url.scheme not in ("http", "https") or not host:
-            raise Refused("the webhook's URL is none of http or https")
+            raise Refused("the URL is none of http or https")
         if not any(entry.matches(host, url.port) for entry in self._entries):
-            raise Refused(f"{host} is not among windows.webhook_hosts")
+            raise Refused(f"{host} is not among {self._setting}")
         address = _as_address(host)
         if address is not None and not is_public(address) and not self._is_named(host, url.port):
-            raise Refused(f"{host} is not public, and windows.webhook_hosts does not name it")
+            raise Refused(f"{host} is not public, and {self._setting} does not name it")
 
     def check_address(self, host: str, port: int | None, address: Address) -> None:
         """Raises `Refused` unless a connection may be made to the address that the name has."""

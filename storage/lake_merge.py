@@ -29,6 +29,7 @@ from storage.lake_file import (
     read_note,
 )
 from storage.lake_manifest import OffsetRange
+from storage.lake_selection import Selection
 
 MERGE_BYTES = 16 * 1024 * 1024
 GROUP_BYTES = 32 * 1024 * 1024
@@ -61,18 +62,45 @@ def merge_files(
 ) -> FileSummary:
     """All rows of the sources, which are of the hour and at least one. Raises `FormatError` for a file that is no file
     of the lake; `OSError` for a damaged one, and for what else the disk refuses."""
+    summary = select_rows(
+        sources, sink, None, hour=hour, plan=plan, number=number, ranges=ranges, compression=compression
+    )
+    if summary is None:
+        raise FormatError("files of the lake have no row")
+    return summary
+
+
+def select_rows(
+    sources: Sequence[Path],
+    sink: BinaryIO,
+    selection: Selection | None,
+    *,
+    hour: int,
+    plan: int,
+    number: int,
+    ranges: Sequence[OffsetRange],
+    compression: Compression = "snappy",
+    destination: str = "",
+) -> FileSummary | None:
+    """As `merge_files`, of the selection's rows alone; None when there are none: the sink has no whole file then."""
     for source in sources:
         if (of_source := read_note(source).hour) != hour:
             raise FormatError(f"{source.name} is of the hour {of_source}, not {hour}")
     with ExitStack() as stack:
-        stretches = list(_opened(sources, stack))
+        stretches = list(_opened(sources, stack, selection))
         with LakeFileWriter(
-            sink, hour=hour, plan=plan, number=number, ranges=ranges, compression=compression
+            sink,
+            hour=hour,
+            plan=plan,
+            number=number,
+            ranges=ranges,
+            compression=compression,
+            destination=destination,
         ) as writer:
             with _translated():
                 for group in _row_groups(_in_order(stretches)):
                     writer.write(group)
-            return writer.finish()
+            return writer.finish() if writer.rows else None
 
 
 @contextmanager
@@ -83,7 +111,7 @@ def _translated() -> Iterator[None]:
         raise FormatError(f"a file of the lake cannot be read: {error}") from error
 
 
-def _opened(sources: Sequence[Path], stack: ExitStack) -> "Iterator[_Stretch]":
+def _opened(sources: Sequence[Path], stack: ExitStack, selection: Selection | None) -> "Iterator[_Stretch]":
     sizes = [source.stat().st_size for source in sources]
     for source, size in zip(sources, sizes, strict=True):
         with _translated():
@@ -91,7 +119,7 @@ def _opened(sources: Sequence[Path], stack: ExitStack) -> "Iterator[_Stretch]":
         if not file.schema_arrow.equals(SCHEMA):
             raise FormatError(f"{source.name} has other columns than a file of the lake")
         stretch_bytes = max(MERGE_BYTES * size // sum(sizes), MIN_STRETCH_BYTES)
-        yield _Stretch(file, max(1, stretch_bytes // _row_bytes(file)))
+        yield _Stretch(file, max(1, stretch_bytes // _row_bytes(file)), selection)
 
 
 def _row_bytes(file: pq.ParquetFile) -> int:
@@ -103,8 +131,13 @@ def _row_bytes(file: pq.ParquetFile) -> int:
 class _Stretch:
     """The next rows of a file that have not gone out."""
 
-    def __init__(self, file: pq.ParquetFile, rows: int) -> None:
-        self._batches = file.iter_batches(batch_size=rows, use_threads=False)
+    def __init__(self, file: pq.ParquetFile, rows: int, selection: Selection | None) -> None:
+        if selection is None:
+            self._batches = file.iter_batches(batch_size=rows, use_threads=False)
+        else:
+            groups = selection.row_groups(file.metadata)
+            batches = file.iter_batches(batch_size=rows, row_groups=groups, use_threads=False)
+            self._batches = map(selection.of, batches)
         self._rows: pa.RecordBatch | None = None
 
     def fill(self) -> bool:

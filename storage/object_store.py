@@ -80,7 +80,7 @@ class ObjectStore(Protocol):
 
 def open_object_store(settings: LakeSettings, *, data: Path) -> ObjectStore:
     """The store that `lake.url` names. Raises `Misconfigured` when it names none; nothing is asked of it yet."""
-    url = _split(lake_url(settings, data=data))
+    url = split_url(lake_url(settings, data=data), setting="lake.url")
     if url.scheme == "file":
         from storage.folder_objects import FolderObjects
 
@@ -95,14 +95,15 @@ def lake_url(settings: LakeSettings, *, data: Path) -> str:
     return settings.url or (data / "lake").absolute().as_uri()
 
 
-def _split(text: str) -> SplitResult:
+def split_url(text: str, *, setting: str) -> SplitResult:
+    """Raises `Misconfigured` for what is no place of objects; `setting` is where it was written."""
     url = urlsplit(text)
     is_folder = url.scheme == "file" and not url.netloc and url.path.startswith("/")
     is_bucket = url.scheme == "s3" and url.netloc and "@" not in url.netloc
     if not (is_folder or is_bucket) or url.query or url.fragment:
         raise Misconfigured(
-            f"lake.url = {text!r} is neither file:///absolute/folder nor s3://bucket/prefix"
-            " (the server of an S3 that is not Amazon's is lake.endpoint_url)"
+            f"{setting} = {text!r} is neither file:///absolute/folder nor s3://bucket/prefix"
+            " (the server of an S3 that is not Amazon's is given by its endpoint_url)"
         )
     return url
 

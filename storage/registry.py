@@ -23,6 +23,10 @@ from storage.statements import statement
 PROJECT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 FIRST_PROJECT = "default"
 
+_PROJECT_COLUMNS = "project_id, created_at, coalesce(client_id, project_id)"
+_CREATE_PROJECT = (
+    f"INSERT INTO projects (project_id, client_id) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING {_PROJECT_COLUMNS}"
+)
 _KEY_COLUMNS = "key_id, project_id, kind, key_hash, created_at, expires_at, revoked_at"
 _LIST_KEYS = statement("list_keys")
 _CHANGED_KEYS = f"SELECT {_KEY_COLUMNS} FROM api_keys WHERE changed_by >= $1::text::xid8 ORDER BY key_id"
@@ -36,6 +40,8 @@ _ONE_BOOTSTRAP = "SELECT pg_advisory_xact_lock(hashtext('ensure_bootstrap'))"
 class Project(NamedTuple):
     project_id: str
     created_at: datetime
+    client_id: str
+    """Of whom it is; its own name unless it was given to a client (`storage.destinations`)."""
 
 
 class KeyRecord(NamedTuple):
@@ -81,10 +87,10 @@ class Registry:
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
 
-    async def create_project(self, project_id: str) -> Project:
+    async def create_project(self, project_id: str, *, client_id: str | None = None) -> Project:
         """Raises `Conflict` when there is one of that name, `ValueError` for a name that is none."""
         async with self._postgres.session() as connection:
-            return await _create_project(connection, project_id)
+            return await _create_project(connection, project_id, client_id)
 
     async def list_projects(self, *, limit: int, after: str = "") -> list[Project]:
         """By name; the next page begins after the last name of this one. `ValueError` when `after` is no name."""
@@ -92,7 +98,7 @@ class Registry:
             _check_project_id(after)
         async with self._postgres.session() as connection:
             rows = await connection.fetch(
-                "SELECT project_id, created_at FROM projects WHERE project_id > $1 ORDER BY project_id LIMIT $2",
+                f"SELECT {_PROJECT_COLUMNS} FROM projects WHERE project_id > $1 ORDER BY project_id LIMIT $2",
                 after,
                 limit,
             )
@@ -157,12 +163,11 @@ class Registry:
             return msgspec.json.decode(await connection.fetchval("SELECT value FROM system WHERE name = $1", name))
 
 
-async def _create_project(connection: Connection, project_id: str) -> Project:
+async def _create_project(connection: Connection, project_id: str, client_id: str | None = None) -> Project:
     _check_project_id(project_id)
-    row = await connection.fetchrow(
-        "INSERT INTO projects (project_id) VALUES ($1) ON CONFLICT DO NOTHING RETURNING project_id, created_at",
-        project_id,
-    )
+    if client_id is not None:
+        check_client_id(client_id)
+    row = await connection.fetchrow(_CREATE_PROJECT, project_id, client_id)
     if row is None:
         raise Conflict(f"there is a project {project_id} already")
     return Project(*row)
@@ -171,6 +176,12 @@ async def _create_project(connection: Connection, project_id: str) -> Project:
 def _check_project_id(project_id: str) -> None:
     if PROJECT_ID.fullmatch(project_id) is None:
         raise ValueError(f"{project_id!r} is no project id: 1 to 100 letters, digits, '.', '_', '-', the first no sign")
+
+
+def check_client_id(client_id: str) -> None:
+    """Raises `ValueError`."""
+    if PROJECT_ID.fullmatch(client_id) is None:
+        raise ValueError(f"{client_id!r} is no client id: 1 to 100 letters, digits, '.', '_', '-', the first no sign")
 
 
 async def _create_key(

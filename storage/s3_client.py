@@ -1,4 +1,5 @@
-"""The client of S3: deadlines, retries, how the server is found. Credentials come from boto3's own chain."""
+"""The client of S3: deadlines, retries, how the server is found. Credentials come from boto3's own chain, or from a
+profile of its configuration."""
 
 from typing import Any
 
@@ -25,7 +26,7 @@ def connect(settings: LakeSettings) -> Any:
     )
     try:
         # A session of its own: the shared one is not made for threads.
-        return boto3.session.Session().client(
+        return boto3.session.Session(profile_name=settings.profile or None).client(
             "s3", region_name=settings.region, endpoint_url=settings.endpoint_url or None, config=config
         )
     except ValueError as error:

@@ -208,14 +208,19 @@ def choose(small: Sequence[FileEntry], *, is_quiet: bool, settings: LakeSettings
     fresh = [entry for entry in small if "/part-" in entry.key]
     candidates = fresh if not is_quiet and len(fresh) > settings.compact_max_parts // 2 else small
     chosen: list[FileEntry] = []
-    file_bytes = open_bytes = 0
+    file_bytes = read_bytes = 0
     for entry in candidates[:MAX_FILES]:
         file_bytes += entry.bytes
-        open_bytes += min(entry.bytes * _INFLATED, PAGES_BYTES)
-        if len(chosen) >= 2 and (file_bytes > settings.compact_max_bytes or open_bytes > MAX_OPEN_BYTES):
+        read_bytes += open_bytes(entry.bytes)
+        if len(chosen) >= 2 and (file_bytes > settings.compact_max_bytes or read_bytes > MAX_OPEN_BYTES):
             break
         chosen.append(entry)
     return chosen
+
+
+def open_bytes(file_bytes: int) -> int:
+    """What a file takes in memory while it is read."""
+    return min(file_bytes * _INFLATED, PAGES_BYTES)
 
 
 def _merge(

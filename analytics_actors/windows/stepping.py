@@ -1,4 +1,4 @@
-"""The loop of the aggregator's parts: a step, a pause, and longer pauses while a service is away."""
+"""The loop of the aggregator's parts, and of deliveries: a step, a pause, and longer pauses while a service is away."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,8 +9,15 @@ from storage.errors import StorageError
 MAX_PAUSE_S = 5.0
 
 
-async def step_forever(step: Callable[[], Awaitable[None]], counters: Counters, name: str, *, pause_s: float) -> None:
-    """Runs until cancelled. What the services raise is the part's trouble, and doubles its pause up to `MAX_PAUSE_S`;
+async def step_forever(
+    step: Callable[[], Awaitable[None]],
+    counters: Counters,
+    name: str,
+    *,
+    pause_s: float,
+    max_pause_s: float = MAX_PAUSE_S,
+) -> None:
+    """Runs until cancelled. What the services raise is the part's trouble, and doubles its pause up to `max_pause_s`;
     anything else ends it."""
     next_pause_s = pause_s
     while True:
@@ -18,7 +25,7 @@ async def step_forever(step: Callable[[], Awaitable[None]], counters: Counters, 
             await step()
         except StorageError as error:
             counters.trouble(name, str(error))
-            next_pause_s = min(2 * next_pause_s, MAX_PAUSE_S)
+            next_pause_s = min(2 * next_pause_s, max_pause_s)
         else:
             counters.clear_trouble(name)
             next_pause_s = pause_s
