@@ -13,7 +13,9 @@ The law:
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,11 +25,13 @@ from analytics_actors.counters import Counters
 from analytics_actors.lake.carrying import CrashPoint, NameTaken, Patience, no_crash
 from analytics_actors.windows.sources import Compute
 from config.settings import MIB, LakeSettings
+from storage.destinations import Stretch
 from storage.errors import FormatError, Missing
-from storage.lake_file import Compression, FileSummary, key_of, read_summary
+from storage.lake_file import Compression, FileSummary, cold_key, key_of, read_summary
 from storage.lake_listing import LakeListing
 from storage.lake_manifest import DIGEST_BITS, FileEntry, LakeFile, LakeManifest, OffsetRange, Swap, joined
-from storage.lake_merge import merge_files
+from storage.lake_merge import select_rows
+from storage.lake_selection import Selection
 from storage.object_store import ObjectStore, PutResult
 
 MAX_FILES = 64
@@ -60,8 +64,10 @@ class Compaction:
         settings: LakeSettings,
         folder: Path,
         compute: Compute,
+        cold_storage_class: str = "",
         reached: CrashPoint = no_crash,
     ) -> None:
+        self._cold_storage_class = cold_storage_class
         self._manifest = manifest
         self._listing = listing
         self._objects = objects
@@ -100,11 +106,17 @@ class Compaction:
                 self._met = swap.plan_id
         return None
 
-    async def finish(self, plan_id: int, file_ids: Sequence[int]) -> bool:
+    async def rewrite(self, file_id: int, leave_out: Collection[str]) -> bool:
+        """Put a file without some projects in its place; whether that was done. One other project is in it at least.
+        Raises what is in `Refused`. Who begins anew cancels such a plan: it does not know what was to be left out."""
+        plan_id = await self._patience.wait_for("manifest", lambda: self._manifest.plan_swap("rewrite", [file_id]))
+        return plan_id is not None and await self.finish(plan_id, [file_id], leave_out=leave_out)
+
+    async def finish(self, plan_id: int, file_ids: Sequence[int], *, leave_out: Collection[str] = ()) -> bool:
         """Carry out a plan that was begun; whether it took effect. It is given up if it cannot be."""
         self.open_plan = plan_id
         try:
-            is_done = await self._carry_out(plan_id, file_ids)
+            is_done = await self._carry_out(plan_id, file_ids, leave_out)
         except Refused:
             await self._give_up(plan_id)
             raise
@@ -118,7 +130,7 @@ class Compaction:
         self._counters.count("merges_given_up")
         await self._patience.wait_for("manifest", lambda: self._manifest.cancel_swap(plan_id))
 
-    async def _carry_out(self, plan_id: int, file_ids: Sequence[int]) -> bool:
+    async def _carry_out(self, plan_id: int, file_ids: Sequence[int], leave_out: Collection[str]) -> bool:
         self._reached("planned")
         found = await self._patience.wait_for("manifest", lambda: self._listing.load(file_ids))
         if len(found) < len(file_ids):
@@ -127,26 +139,34 @@ class Compaction:
         started_s = time.monotonic()
         self._folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self._folder, prefix=f"{plan_id}-") as folder:
-            file = await self._merged(plan_id, sources, Path(folder))
+            file = await self._merged(plan_id, sources, leave_out, Path(folder))
         self._reached("put")
         outcome = await self._patience.wait_for("manifest", lambda: self._manifest.swap(plan_id, [file]))
         self._reached("swapped")
         if outcome == "outdated":
             return False
-        self._count(sources, file, seconds=time.monotonic() - started_s)
+        if leave_out:
+            self._count_rewritten(sources, file)
+        else:
+            self._count(sources, file, seconds=time.monotonic() - started_s)
         return True
 
-    async def _merged(self, plan_id: int, sources: Sequence[LakeFile], folder: Path) -> LakeFile:
+    async def _merged(
+        self, plan_id: int, sources: Sequence[LakeFile], leave_out: Collection[str], folder: Path
+    ) -> LakeFile:
         """The new file, as it lies in the object store."""
         paths = await self._local(sources, folder)
         hour = int(sources[0].hour.timestamp())
         key = key_of(hour, plan_id, 0, kind="compact")
+        is_cold = sources[0].tier == "cold"
+        if is_cold:
+            key = cold_key(key)
         made = folder / "merged"
         ranges = joined([each for file in sources for each in file.ranges])
         summary: FileSummary = await self._compute(
-            _merge, paths, made, hour, plan_id, ranges, self._settings.compression
+            _merge, paths, made, hour, plan_id, ranges, self._settings.compression, _without(sources, leave_out)
         )
-        _check_content(summary, sources)
+        _check_content(summary, sources, leave_out)
         self._reached("merged")
         put = await self._patience.wait_for(
             "object store", lambda: self._objects.put_if_absent(key, made, checksum=summary.checksum)
@@ -154,7 +174,10 @@ class Compaction:
         if put is PutResult.OTHER:
             made.unlink()
             summary = await self._adopted(key, summary, folder)
-        return summary.at(key)
+        if is_cold and self._cold_storage_class:
+            kind = self._cold_storage_class
+            await self._patience.wait_for("object store", lambda: self._objects.copy(key, key, storage_class=kind))
+        return replace(summary.at(key), tier=sources[0].tier)
 
     async def _local(self, sources: Sequence[LakeFile], folder: Path) -> list[Path]:
         """Where the files are on this machine."""
@@ -199,6 +222,11 @@ class Compaction:
         fields = {"key": file.key, "files": len(sources), "rows": file.rows, "bytes": file.bytes}
         _log.info("small files became one", extra={"action": "compacted"} | fields)
 
+    def _count_rewritten(self, sources: Sequence[LakeFile], file: LakeFile) -> None:
+        self._counters.count("files_rewritten", len(sources))
+        fields = {"key": file.key, "rows_before": sum(each.rows for each in sources), "rows": file.rows}
+        _log.info("a file was written without some projects", extra={"action": "rewritten"} | fields)
+
 
 def choose(small: Sequence[FileEntry], *, is_quiet: bool, settings: LakeSettings) -> list[FileEntry]:
     """Which of an hour's small files, oldest first, become one: two at least, if there are so many.
@@ -230,12 +258,39 @@ def _merge(
     plan_id: int,
     ranges: Sequence[OffsetRange],
     compression: Compression,
+    selection: Selection | None,
 ) -> FileSummary:
     with target.open("wb") as sink:
-        return merge_files(sources, sink, hour=hour, plan=plan_id, number=0, ranges=ranges, compression=compression)
+        made = select_rows(
+            sources, sink, selection, hour=hour, plan=plan_id, number=0, ranges=ranges, compression=compression
+        )
+    if made is None:
+        raise FormatError("files of the lake have no row that stays")
+    return made
 
 
-def _check_content(made: FileSummary, sources: Sequence[LakeFile]) -> None:
+def _without(sources: Sequence[LakeFile], leave_out: Collection[str]) -> Selection | None:
+    """The rows of the other projects; None for all rows."""
+    if not leave_out:
+        return None
+    stay = _projects(sources).keys() - set(leave_out)
+    ranges = [each for file in sources for each in file.ranges]
+    return Selection([Stretch(project, *each) for project in sorted(stay) for each in ranges])
+
+
+def _check_content(made: FileSummary, sources: Sequence[LakeFile], leave_out: Collection[str]) -> None:
+    if leave_out:
+        stay = {project: rows for project, rows in _projects(sources).items() if project not in leave_out}
+        if made.note.projects != stay:
+            raise FormatError(f"a file of {sources[0].hour} holds {made.note.projects}, of the manifest stay {stay}")
+        return
     wanted = sum(file.rows for file in sources), sum(file.id_digest for file in sources) % (1 << DIGEST_BITS)
     if (found := (made.note.rows, made.note.id_digest)) != wanted:
         raise FormatError(f"files of {sources[0].hour} hold (rows, digest) {found}, the manifest says {wanted}")
+
+
+def _projects(files: Sequence[LakeFile]) -> Counter[str]:
+    rows: Counter[str] = Counter()
+    for file in files:
+        rows.update(file.projects)
+    return rows

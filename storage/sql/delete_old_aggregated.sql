@@ -1,10 +1,14 @@
 -- $1 project, $2 time, $3 limit. Records of minutes before that time.
 WITH old AS (
-    SELECT ctid FROM aggregated_events WHERE project_id = $1 AND minute < $2 ORDER BY minute LIMIT $3
+    SELECT ctid AS place, pg_column_size(aggregated_events.*) AS bytes
+    FROM aggregated_events
+    WHERE project_id = $1 AND minute < $2
+    ORDER BY minute
+    LIMIT $3
 ),
 gone AS (
-    DELETE FROM aggregated_events WHERE ctid = ANY(ARRAY(SELECT ctid FROM old))
-    RETURNING received_at, events, pg_column_size(aggregated_events.*) AS bytes
+    DELETE FROM aggregated_events USING old WHERE aggregated_events.ctid = old.place
+    RETURNING received_at, events, old.bytes
 ),
 added AS (
     INSERT INTO ledger (project_id, hour, expired_aggregated)

@@ -1,14 +1,14 @@
 -- $1 time, $2 limit, $3 whether the lake is asked: what it has not exported yet it needs to leave out.
 WITH old AS (
-    SELECT dead_letters.ctid AS place
+    SELECT dead_letters.ctid AS place, pg_column_size(dead_letters.*) AS bytes
     FROM dead_letters
     LEFT JOIN checkpoints AS lake ON lake.sink = 'lake' AND lake.partition_id = dead_letters.partition_id
     WHERE created_at < $1 AND (NOT $3::boolean OR log_offset < lake.next_offset)
     LIMIT $2
 ),
 gone AS (
-    DELETE FROM dead_letters WHERE ctid = ANY(ARRAY(SELECT place FROM old))
-    RETURNING project_id, received_at, pg_column_size(dead_letters.*) AS bytes
+    DELETE FROM dead_letters USING old WHERE dead_letters.ctid = old.place
+    RETURNING project_id, received_at, old.bytes
 ),
 added AS (
     INSERT INTO ledger (project_id, hour, expired_dead_letters)
