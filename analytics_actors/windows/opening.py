@@ -10,7 +10,7 @@ from analytics_actors.windows.stepping import step_forever
 from storage.errors import Fenced
 from storage.window_store import WindowsCheckpoint, WindowStore
 
-STEP_S = 0.1
+STEP_S = 0.25
 GAP_INTERVAL_S = 0.5
 VERIFY_INTERVAL_S = 2.0
 """FLUSHALL is noticed within it, also in partitions that nothing is appended to."""

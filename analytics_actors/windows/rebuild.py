@@ -38,7 +38,7 @@ WINDOWS_PER_CALL = 2000
 STORED_POLL_S = 0.1
 STORED_POLLS = 50
 
-STEP_S = 0.1
+STEP_S = 0.25
 
 
 class Rebuilder:
