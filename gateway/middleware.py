@@ -161,7 +161,7 @@ class Edge:
 def _preflight(headers: Mapping[bytes, bytes]) -> list[Header]:
     """What a browser asks before a request that is not simple. Whether it may go on, the origin's header says."""
     answer = [
-        (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE, OPTIONS"),
+        (b"access-control-allow-methods", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
         (b"access-control-max-age", b"86400"),
     ]
     wanted = headers.get(b"access-control-request-headers")

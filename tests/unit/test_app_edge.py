@@ -70,6 +70,17 @@ async def test_preflight_of_a_write() -> None:
     assert "POST" in answer.headers["access-control-allow-methods"]
 
 
+async def test_preflight_allows_every_method_that_there_is() -> None:
+    async with System().client() as client:
+        allowed = (
+            await client.options("/v1/events", headers=ORIGIN | {"Access-Control-Request-Method": "POST"})
+        ).headers
+        contract = (await client.get("/openapi.json")).json()
+    methods = {method.upper() for path in contract["paths"].values() for method in path if method != "parameters"}
+    assert methods <= set(allowed["access-control-allow-methods"].split(", "))
+    assert "PUT" in methods
+
+
 @pytest.mark.parametrize(("origins", "allowed"), [([], False), (["https://shop.example"], True)])
 async def test_read_routes_are_open_to_listed_origins(origins: list[str], allowed: bool) -> None:
     system = System(settings=GatewaySettings(query_origins=origins))
