@@ -3,7 +3,8 @@
 A plain class; `analytics_actors.aggregator_actor` makes a Ray actor of it. Everything runs in one event loop:
 
     partition log → Consumer → windows in memory → window store (Redis) → RollUp → roll-ups (PostgreSQL)
-    event store → Rebuilder, Builder, Recompute: what the log does not tell any more
+    event store → Rebuilder, Builder: what the log does not tell any more
+    all stored events, in the lake too → Recompute
 
 The law:
 - A window is published with the checkpoint of the records that it counts, so a crash anywhere ends in the same windows
@@ -32,7 +33,7 @@ from analytics_actors.windows.shared import WindowShard
 from analytics_actors.windows.sources import Compute, LogStates, StoredCheckpoints, in_thread
 from config.settings import Settings
 from storage.errors import Fenced
-from storage.event_columns import EventColumns
+from storage.event_columns import EventColumns, StoredEvents
 from storage.log_tail import Tail
 from storage.rollups import RollupStore
 from storage.window_store import WindowStore
@@ -50,6 +51,7 @@ class Aggregator:
         store: WindowStore,
         rollups: RollupStore,
         events: EventColumns,
+        past: StoredEvents,
         stored: StoredCheckpoints,
         log_states: LogStates,
         book: DefinitionBook,
@@ -69,7 +71,7 @@ class Aggregator:
         self._watch = watch or NoPatterns()
         self._roll_up = RollUp(self._state, store, rollups, book, self._watch)
         self._builder = Builder(self._state, store, events, stored, book, self._roll_up)
-        self._recompute = Recompute(self._state, events, rollups, stored, book)
+        self._recompute = Recompute(self._state, past, rollups, stored, book)
 
     def start(self, *beside: Coroutine[Any, Any, None]) -> None:
         """Begin to take the partitions over and to follow them; needs a running event loop. What runs `beside` ends

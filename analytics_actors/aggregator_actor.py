@@ -22,6 +22,7 @@ from storage.event_columns import PostgresEventColumns
 from storage.fingerprint import partition_of
 from storage.log_tail import LogTail
 from storage.metric_registry import MetricRegistry
+from storage.past_events import open_past_events
 from storage.pattern_store import PostgresPatterns
 from storage.postgres import Postgres
 from storage.postgres_rollups import PostgresRollups
@@ -85,6 +86,7 @@ class AggregatorActor:
         rollups = PostgresRollups(postgres, partitions=count, aggregation_of=book.aggregation)
         patterns = PostgresPatterns(postgres)
         hosts = WebhookHosts(settings.windows.webhook_hosts)
+        past, _ = open_past_events(settings, postgres, owner=owner)
         webhooks = Webhooks(patterns, hosts, deadline_s=settings.windows.webhook_deadline_s)
         watch = PatternWatch(
             patterns,
@@ -103,6 +105,7 @@ class AggregatorActor:
             events=PostgresEventColumns(
                 postgres, partitions=count, max_event_ahead_s=settings.gateway.max_event_ahead_s
             ),
+            past=past,
             stored=PostgresStore(settings.store, owner=owner).checkpoints,
             log_states=RedisLog(settings.log.redis_url, settings.log, owner=owner).state,
             book=book,

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from analytics_actors.batch_thread import BatchThread
 from analytics_actors.controller import KEEPER, ActorStatus, Controller, Kind, Place
 from analytics_actors.messages import (
     CONTROLLER_NAME,
@@ -52,10 +53,11 @@ class ControllerActor:
             RayFleet(self._settings),
             shards=actors.shards,
             kinds=_kinds(self._settings),
-            single=[KEEPER] if self._settings.lake.enabled else [],
+            single=[KEEPER] if self._settings.lake.enabled or self._settings.retention.enabled else [],
             probe_deadline_s=PROBE_DEADLINE_S,
             unresponsive_after_s=actors.unresponsive_after_s,
         )
+        self._batch = BatchThread(self._settings) if self._settings.windows.enabled else None
         self._draining = False
         threading.Thread(target=self._run, name="controller", daemon=True).start()
 
@@ -97,6 +99,10 @@ class ControllerActor:
         """The lake keeper's row, if there is one."""
         status = self._controller.statuses.get(KEEPER)
         return _row(keeper_name(), status) if status else None
+
+    def batch(self) -> dict[str, Any] | None:
+        """What the driver of batch jobs says of itself; None without windows."""
+        return self._batch.observe() if self._batch else None
 
     def drain(self, deadline_s: float) -> bool:
         """Every batcher stores what it has taken, and exporters finish what they have begun; then the actors are

@@ -24,7 +24,7 @@ from storage.rollups import RollupSeries
 from storage.unique_sketch import RELATIVE_ERROR
 from storage.window_key import OTHER, Dimensions, WindowKey
 
-SourceName = Literal["windows", "rollups", "events", "cache"]
+SourceName = Literal["windows", "rollups", "events", "lake", "cache"]
 
 PointJson = TypeVar("PointJson")
 Group = tuple[str, ...]
@@ -47,6 +47,15 @@ class Source(msgspec.Struct):
     source: SourceName
     start: datetime = msgspec.field(name="from")
     end: datetime = msgspec.field(name="to")
+
+
+class MissingPart(msgspec.Struct):
+    """A part of the range that the points tell nothing of, although there may be something, and what can be done."""
+
+    start: datetime = msgspec.field(name="from")
+    end: datetime = msgspec.field(name="to")
+    because: str
+    hint: str
 
 
 class ErrorBound(msgspec.Struct, omit_defaults=True):
@@ -76,6 +85,7 @@ class MetricAnswer(msgspec.Struct, Generic[PointJson], rename="camel", omit_defa
     degraded_because: str | None = None
     overflow: Annotated[int, Meta(description="events in the group __other__: too many groups to tell apart")] = 0
     omitted_groups: Annotated[int, Meta(description="groups beyond limit, which have no points")] = 0
+    missing: list[MissingPart] = []
     cache: Literal["hit", "miss"] | None = None
 
 

@@ -50,6 +50,8 @@ class Known(NamedTuple):
     definition: MetricDefinition
     version: int = 0
     created_at: datetime | None = None
+    changed_at: datetime | None = None
+    """When it got this definition."""
 
 
 class Definitions:
@@ -83,7 +85,9 @@ class Definitions:
             # Not for every answer anew: PostgreSQL may be one that does not answer at all.
             self._projects[project_id] = (self._clock(), kept[1])
             return kept[1]
-        named = {each.definition.name: Known(each.definition, each.version, each.created_at) for each in own}
+        named = {
+            each.definition.name: Known(each.definition, each.version, each.created_at, each.changed_at) for each in own
+        }
         self._projects[project_id] = (self._clock(), self._built_in | named)
         self._projects.move_to_end(project_id)
         if len(self._projects) > MAX_PROJECTS:

@@ -17,7 +17,7 @@ import numpy as np
 from gateway.errors import ApiError
 from gateway.event_times import read_time
 from storage.metric_definitions import Aggregation, MetricDefinition
-from storage.window_key import Size
+from storage.window_key import Dimensions, Size
 
 Granularity = Literal["minute", "5minutes", "hour", "day"]
 Fill = Literal["zero", "null", "none"]
@@ -74,6 +74,8 @@ class Plan:
     filters: tuple[Filter, ...] = ()
     fill: Fill = "zero"
     limit: int = 100
+    counted_from: int = 0
+    """Seconds since the epoch: hours that begin before it were not live any more when the metric got its definition."""
 
     @property
     def start(self) -> int:
@@ -96,6 +98,12 @@ class Plan:
     def grouped(self) -> bool:
         """Whether the metric's full tuples of dimensions are needed; the totals will do otherwise."""
         return bool(self.group_by or self.filters)
+
+    def wants(self, dimensions: Dimensions) -> bool:
+        """Windows of a former definition, with other dimensions, may still be there."""
+        if not self.grouped:
+            return not dimensions
+        return tuple(name for name, _ in dimensions) == self.definition.dimension_names
 
     @property
     def sizes(self) -> tuple[Size, ...]:

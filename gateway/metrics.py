@@ -150,6 +150,7 @@ class Exposition:
         self._shards = _ViewCollector(catalogue.SHARD_GAUGES, catalogue.SHARD_COUNTERS)
         self._lake = _ViewCollector(catalogue.LAKE_GAUGES, catalogue.LAKE_COUNTERS)
         self._keeper = _ViewCollector(catalogue.KEEPER_GAUGES, catalogue.KEEPER_COUNTERS)
+        self._batch = _ViewCollector(catalogue.BATCH_GAUGES, catalogue.BATCH_COUNTERS)
         self._metrics = metrics
         self._registry = metrics.registry
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
@@ -158,6 +159,7 @@ class Exposition:
         self._registry.register(self._shards)
         self._registry.register(self._lake)
         self._registry.register(self._keeper)
+        self._registry.register(self._batch)
         ProcessCollector(registry=self._registry)
 
     async def text(self) -> bytes:
@@ -169,6 +171,8 @@ class Exposition:
         self._lake.views = [(shard, found["view"]) for shard, found in exporters if found and found["view"]]
         keeper = snapshot.get("lakeKeeper")
         self._keeper.views = [("", keeper["view"])] if keeper and keeper["view"] else []
+        batch = snapshot.get("batch")
+        self._batch.views = [("", batch)] if batch else []
         return generate_latest(self._registry)
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from config.settings import Settings
 from gateway.metrics import Metrics
 from gateway.sql_queries import SqlQueries
+from storage.lake_cache import CACHE
 from storage.object_store import ObjectStore, open_object_store
 from storage.postgres import Postgres
 from storage.postgres_lake_snapshots import PostgresLakeSnapshots
 
 QUERIES = "queries"
-CACHE = "lake-cache"
-"""Folders under the data folder, and so on one disk."""
+"""A folder under the data folder, and so on one disk with the cache."""
 
 
 def open_sql(settings: Settings, metrics: Metrics, stack: AsyncExitStack, *, worker: int) -> SqlQueries:

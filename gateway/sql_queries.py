@@ -40,6 +40,8 @@ class SqlAnswer(NamedTuple):
     body: bytes
     files: int
     """That the query was run over."""
+    cold_files: int
+    """How many of those, and of the missing ones, are in the cold part of the lake: they are slower to read."""
     missing: Sequence[NotFetched]
 
 
@@ -122,8 +124,9 @@ class SqlQueries:
             )
             async with self._sandboxes.asked(question) as asked:
                 checked = await asked.check()
-                async with self._snapshots.snapshot(project_id, start=checked.start, end=checked.end) as snapshot:
-                    files, partition = snapshot.files, snapshot.checkpoint.partition
+                async with self._snapshots.snapshot([project_id], start=checked.start, end=checked.end) as snapshot:
+                    files, [position] = snapshot.files, snapshot.positions
+                    partition = position.checkpoint.partition
                     tail = await self._write_tail(snapshot, folder / "tail.arrow")
                 fetched = await self._fetch(objects, cache, files, folder)
                 if strict and fetched.missing:
@@ -131,7 +134,8 @@ class SqlQueries:
                         "unavailable", _missing_words(fetched.missing), hint="Without strict it is left out."
                     )
                 result, body = await asked.run(Sources(files=fetched.paths, tail=tail, partition=partition))
-        return SqlAnswer(result, body, len(fetched.paths), fetched.missing)
+        cold = sum(file.tier == "cold" for file in files)
+        return SqlAnswer(result, body, len(fetched.paths), cold, fetched.missing)
 
     async def _prepare(self) -> tuple[ObjectStore, LakeCache]:
         """Before the first query: a gateway that is never asked has neither the S3 client nor anything on disk."""

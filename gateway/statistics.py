@@ -14,9 +14,9 @@ from gateway.metric_stream import MetricStreams
 from gateway.services import Statistics
 from gateway.supervisor import COUNTED_OFFSETS
 from storage.answer_cache import RedisAnswers
-from storage.event_columns import PostgresEventColumns
 from storage.metric_reads import MetricReads
 from storage.metric_registry import MetricRegistry
+from storage.past_events import open_past_events
 from storage.postgres import Postgres
 from storage.postgres_rollups import PostgresRollups
 from storage.redis_windows import RedisWindows
@@ -42,6 +42,9 @@ def open_statistics(settings: Settings, postgres: Postgres, stack: AsyncExitStac
     backfills = Backfills(rollups)
     stack.push_async_callback(backfills.close)
     reads = MetricReads(postgres)
+    past, files = open_past_events(settings, postgres, owner=f"gateway-{worker}")
+    if files is not None:
+        stack.push_async_callback(files.close)
     registry = MetricRegistry(postgres)
     folder = Path(settings.spool.directory or Path(settings.data) / "gateway")
     workers = settings.gateway.workers
@@ -56,10 +59,12 @@ def open_statistics(settings: Settings, postgres: Postgres, stack: AsyncExitStac
             settings.windows,
             windows,
             rollups,
-            PostgresEventColumns(postgres, partitions=partitions, max_event_ahead_s=max_ahead_s),
+            past,
+            reads,
             reads,
             partitions=partitions,
             max_ahead_s=max_ahead_s,
+            rollup_days=settings.retention.rollup_days,
             counted=counted,
         ),
         answers=AnswerCache(answers, reads, ttl_s=settings.windows.cache_ttl_s),

@@ -59,16 +59,17 @@ class WorkerStatus:
         self._ring = HashRing(range(settings.actors.shards), partitions=self._partitions)
 
     async def snapshot(self) -> dict[str, Any]:
-        """`gateways` (this worker), `spools` of this machine, `shards` and `lakeKeeper` as the controller sees them,
-        `services`, and `batching` (`gateway.batching`)."""
-        shards, keeper, parts, spools = await asyncio.gather(
-            self._shards(), self._keeper(), self._parts(), self._spools()
+        """`gateways` (this worker), `spools` of this machine, `shards`, `lakeKeeper` and `batch` (the driver of batch
+        jobs) as the controller sees them, `services`, and `batching` (`gateway.batching`)."""
+        shards, keeper, batch, parts, spools = await asyncio.gather(
+            self._shards(), self._one("keeper"), self._one("batch"), self._parts(), self._spools()
         )
         return {
             "gateways": [self._gateway()],
             "spools": spools,
             "shards": shards,
             "lakeKeeper": keeper,
+            "batch": batch,
             "services": parts,
             "batching": msgspec.to_builtins(batching_of(shards)),
         }
@@ -96,12 +97,13 @@ class WorkerStatus:
             return []
         return shards
 
-    async def _keeper(self) -> dict[str, Any] | None:
+    async def _one(self, question: str) -> dict[str, Any] | None:
+        """Of what there is one of."""
         try:
-            keeper: dict[str, Any] | None = await self._link.ask(CONTROLLER_NAME, "keeper", deadline_s=PROBE_DEADLINE_S)
+            answer: dict[str, Any] | None = await self._link.ask(CONTROLLER_NAME, question, deadline_s=PROBE_DEADLINE_S)
         except LinkError:
             return None
-        return keeper
+        return answer
 
     async def _parts(self) -> dict[str, str]:
         names = [*self._services, "ray"]

@@ -14,7 +14,7 @@ are found in the ledger, which has a row of every project that ever had an event
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -66,16 +66,40 @@ Put = Callable[[_Item], Awaitable[None]]
 _ROWS_END = b""
 
 
+class StoredEvents(Protocol):
+    """All stored events of some projects, whatever their age: what a day is counted again from."""
+
+    def rows(
+        self,
+        project_ids: Sequence[str],
+        *,
+        start_s: float,
+        end_s: float,
+        columns: Collection[str] | None = None,
+    ) -> Batches:
+        """The projects' events with `start_s` <= timestamp < `end_s`. Of the columns beyond `project_id` and
+        `timestamp` only those of `columns` need be there, the others may be null."""
+
+    def records(self, project_ids: Sequence[str], *, start_s: float, end_s: float) -> RecordChunks:
+        """The projects' records with `start_s` <= minute < `end_s`, which are to be beginnings of minutes."""
+
+
 class EventColumns(Protocol):
     def snapshot(self, partition: int, *, since_s: float) -> AbstractAsyncContextManager[Snapshot]:
         """The partition's checkpoint and its events with timestamp >= `since_s` (seconds since the epoch). To be used
         as `async with`, whose end lets the transaction go."""
 
     def rows(
-        self, project_ids: Sequence[str], *, start_s: float, end_s: float, below_offset: int | None = None
+        self,
+        project_ids: Sequence[str],
+        *,
+        start_s: float,
+        end_s: float,
+        below_offset: int | None = None,
+        columns: Collection[str] | None = None,
     ) -> Batches:
         """The projects' events with `start_s` <= timestamp < `end_s`; with `below_offset` only those of records below
-        it, which makes sense for projects of one partition."""
+        it, which makes sense for projects of one partition. `columns` as in `StoredEvents`."""
 
     def records(self, project_ids: Sequence[str], *, start_s: float, end_s: float) -> RecordChunks:
         """The projects' records with `start_s` <= minute < `end_s`, which are to be beginnings of minutes."""
@@ -99,9 +123,9 @@ class PostgresEventColumns:
                 await put(Checkpoint(*row) if row else Checkpoint(partition, 0, 0))
                 found = [record["project_id"] for record in await connection.fetch(_PROJECTS)]
                 projects = [each for each in found if partition_of(each, self._partitions) == partition]
-                await self._copy(connection, put, projects, _instant(since_s), _LAST, None)
+                await self._copy(connection, put, projects, instant(since_s), _LAST, None)
                 await put(_ROWS_END)
-                async for chunk in read_records(connection, projects, _instant(since_s), _LAST):
+                async for chunk in read_records(connection, projects, instant(since_s), _LAST):
                     await put(chunk)
 
         async with aclosing(produced(produce)) as items:
@@ -112,7 +136,7 @@ class PostgresEventColumns:
     async def records(self, project_ids: Sequence[str], *, start_s: float, end_s: float) -> RecordChunks:
         async def produce(put: Put) -> None:
             async with self._postgres.transaction(snapshot=True, deadline_s=READ_DEADLINE_S) as connection:
-                async for chunk in read_records(connection, project_ids, _instant(start_s), _instant(end_s)):
+                async for chunk in read_records(connection, project_ids, instant(start_s), instant(end_s)):
                     await put(chunk)
 
         async with aclosing(produced(produce)) as items:
@@ -120,11 +144,17 @@ class PostgresEventColumns:
                 yield chunk
 
     async def rows(
-        self, project_ids: Sequence[str], *, start_s: float, end_s: float, below_offset: int | None = None
+        self,
+        project_ids: Sequence[str],
+        *,
+        start_s: float,
+        end_s: float,
+        below_offset: int | None = None,
+        columns: Collection[str] | None = None,
     ) -> Batches:
         async def produce(put: Put) -> None:
             async with self._postgres.transaction(snapshot=True, deadline_s=READ_DEADLINE_S) as connection:
-                await self._copy(connection, put, project_ids, _instant(start_s), _instant(end_s), below_offset)
+                await self._copy(connection, put, project_ids, instant(start_s), instant(end_s), below_offset)
 
         async with aclosing(produced(produce)) as items:
             async for batch in _batches(items):
@@ -162,7 +192,8 @@ async def _record_chunks(items: AsyncIterator[_Item]) -> RecordChunks:
         yield item
 
 
-def _instant(second: float) -> datetime:
+def instant(second: float) -> datetime:
+    """Seconds since the epoch as a time; the calendar's end beyond it."""
     try:
         return _EPOCH + timedelta(seconds=second)
     except OverflowError:
@@ -207,7 +238,13 @@ class MemoryEventColumns:
             yield found[first : first + self._chunk_rows]
 
     async def rows(
-        self, project_ids: Sequence[str], *, start_s: float, end_s: float, below_offset: int | None = None
+        self,
+        project_ids: Sequence[str],
+        *,
+        start_s: float,
+        end_s: float,
+        below_offset: int | None = None,
+        columns: Collection[str] | None = None,
     ) -> Batches:
         self._require_available()
         found = [

@@ -22,6 +22,8 @@ from typing import NamedTuple
 from storage.errors import FormatError, Misconfigured, Missing, StorageError, Unavailable
 from storage.object_store import ObjectStore
 
+CACHE = "lake-cache"
+"""Its folder under the data folder, for all processes of the machine."""
 DOWNLOADS = 8
 """At once, for one reader: S3 gives a single connection a fraction of what a machine can take."""
 ABANDONED_AFTER_S = 3600.0

@@ -16,9 +16,10 @@ The law:
 - Live files of one hour never cover the same offset of a partition twice. What is planned is stored already, so that
   the events of a partition are at any moment those in its live files and, from the lake's checkpoint on, the rows of
   the event store: each once. A `snapshot` is such a moment.
-- A file once live stays as it is until `swap` retires it; its object is kept for readers that have its name, until
-  the grace period is over (`storage.lake_listing`). What a swap retires and what it adds cover the same offsets;
-  when it compacts or moves, they hold the same events (rows and id_digest), else `FormatError` and nothing changes.
+- A file once live stays as it is until `swap` retires it, and what takes its place was exported when it was; its
+  object is kept for readers that have its name, until the grace period is over (`storage.lake_listing`). What a swap
+  retires and what it adds cover the same offsets; when it compacts or moves, they hold the same events (rows and
+  id_digest), else `FormatError` and nothing changes.
 - `Unavailable` leaves the outcome unknown. Every operation may be repeated as it was: "repeated" says that it was
   committed before. To commit a plan that was cancelled is `Fenced`.
 - Each call is one transaction and ends at its deadline.
@@ -120,20 +121,27 @@ class StoredMark(NamedTuple):
     """No row of a record at or above `next_offset` is stored earlier than this (created_at)."""
 
 
+class LakePosition(NamedTuple):
+    """How far lake and event store are in a partition."""
+
+    checkpoint: Checkpoint
+    """The lake's."""
+    stored_below: int
+    """The event store's checkpoint."""
+
+
 @dataclass(frozen=True)
 class LakeSnapshot:
-    """One moment of a project: `files` and `tail` together hold each stored event of the range once.
+    """One moment of some projects: `files` and `tail` together hold each stored event of the range once.
 
     A file holds other projects and times as well: its reader filters both."""
 
     files: Sequence[FileEntry]
-    """In the order of hour and file_id."""
-    checkpoint: Checkpoint
-    """The lake's, of the project's partition."""
-    stored_below: int
-    """The event store's checkpoint of the same partition."""
+    """In the order of hour and file_id, each once."""
+    positions: Sequence[LakePosition]
+    """Of the projects' partitions, in their order."""
     tail: AsyncIterator[pa.RecordBatch]
-    """Rows of the event store at or above the checkpoint, in no order, in the schema
+    """Rows of the event store at or above the checkpoints, in no order, in the schema
     `storage.event_columns.OFFSET_COLUMNS`. To be read within the snapshot's block."""
 
 
@@ -187,9 +195,9 @@ class LakeManifest(Protocol):
 
 class LakeSnapshots(Protocol):
     def snapshot(
-        self, project_id: str, *, start: datetime | None = None, end: datetime | None = None
+        self, project_ids: Sequence[str], *, start: datetime | None = None, end: datetime | None = None
     ) -> AbstractAsyncContextManager[LakeSnapshot]:
-        """The project's events with `start` <= timestamp < `end`. Nothing is held after the block but the names of
+        """The projects' events with `start` <= timestamp < `end`. Nothing is held after the block but the names of
         files, whose objects stay for the grace period."""
 
 

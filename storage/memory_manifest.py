@@ -14,11 +14,11 @@ from storage.event_columns import OFFSET_COLUMNS
 from storage.event_store import Checkpoint
 from storage.fingerprint import partition_of
 from storage.lake_manifest import (
-    HOUR,
     SWAP_TIME_S,
     CommitOutcome,
     FileEntry,
     LakeFile,
+    LakePosition,
     LakeSnapshot,
     OffsetRange,
     Plan,
@@ -51,6 +51,7 @@ class KeptPlan:
 class KeptFile:
     entry: FileEntry
     file: LakeFile
+    exported_at: datetime = _EARLIEST
     retired_at: datetime | None = None
 
 
@@ -218,7 +219,7 @@ class MemoryManifest:
         check_swap(kept.kind, [each.file for each in retired], files)
         for each in retired:
             each.retired_at = self.clock()
-        self._add(plan_id, files)
+        self._add(plan_id, files, exported_at=max(each.exported_at for each in retired))
         self._end(kept, "committed")
         return "committed"
 
@@ -241,29 +242,29 @@ class MemoryManifest:
 
     @asynccontextmanager
     async def snapshot(
-        self, project_id: str, *, start: datetime | None = None, end: datetime | None = None
+        self, project_ids: Sequence[str], *, start: datetime | None = None, end: datetime | None = None
     ) -> AsyncIterator[LakeSnapshot]:
         self._run(lambda: None)
-        partition = partition_of(project_id, self.partitions)
-        [stored] = await self.store.checkpoints([partition])
-        checkpoint = self.checkpoint(partition)
+        partitions = sorted({partition_of(each, self.partitions) for each in project_ids})
+        stored = await self.store.checkpoints(partitions)
+        positions = [LakePosition(self.checkpoint(each.partition), each.next_offset) for each in stored]
         entries = [
             kept.entry
             for kept in self.live()
-            if project_id in kept.file.projects
-            and (start is None or kept.file.hour + HOUR > start)
-            and (end is None or kept.file.hour < end)
+            if any(each in kept.file.projects for each in project_ids)
+            and (start is None or kept.file.max_timestamp >= start)
+            and (end is None or kept.file.min_timestamp < end)
         ]
         rows = [
             row
             for row in self.store.rows
-            if row["project_id"] == project_id
-            and row["log_offset"] >= checkpoint.next_offset
+            if row["project_id"] in project_ids
+            and row["log_offset"] >= self.checkpoint(partition_of(row["project_id"], self.partitions)).next_offset
             and (start is None or row["timestamp"] >= start)
             and (end is None or row["timestamp"] < end)
         ]
         entries.sort(key=lambda entry: (entry.hour, entry.file_id))
-        yield LakeSnapshot(entries, checkpoint, stored.next_offset, offset_batches(rows))
+        yield LakeSnapshot(entries, positions, offset_batches(rows))
 
     def live(self) -> list[KeptFile]:
         return [kept for kept in self.files.values() if kept.retired_at is None]
@@ -289,7 +290,7 @@ class MemoryManifest:
     def _end(self, kept: KeptPlan, state: Literal["committed", "cancelled"]) -> None:
         kept.state, kept.ended_at = state, self.clock()
 
-    def _add(self, plan_id: int, files: Sequence[LakeFile]) -> None:
+    def _add(self, plan_id: int, files: Sequence[LakeFile], *, exported_at: datetime | None = None) -> None:
         for file in files:
             self._file_ids += 1
             entry = FileEntry(
@@ -306,7 +307,7 @@ class MemoryManifest:
                 file.tier,
                 self.clock(),
             )
-            self.files[self._file_ids] = KeptFile(entry, file)
+            self.files[self._file_ids] = KeptFile(entry, file, exported_at or self.clock())
 
     def _run(self, operation: Callable[[], _T]) -> _T:
         if not self.available:

@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -15,6 +15,7 @@ from storage.errors import Fenced, Unavailable
 from storage.fingerprint import partition_of
 from storage.memory_store import MemoryStore
 from storage.rollups import (
+    ROLLED,
     LateDay,
     RolledSize,
     RollupColumns,
@@ -22,6 +23,7 @@ from storage.rollups import (
     check_range,
     check_rolled,
     day_of,
+    day_start,
     days_within,
 )
 from storage.window_key import SIZE_S, Dimensions, WindowKey
@@ -52,7 +54,12 @@ class MemoryRollups:
         self._store = store
         self._clock = clock
         self._rows: dict[WindowKey, _Row] = {}
-        self._recomputed: dict[tuple[str, date], int] = {}
+        self._recounts: dict[tuple[str, date], int] = {}
+        """The last ticket of each day."""
+        self._tickets = 0
+        self.built: dict[tuple[str, date], str] = {}
+        """With which metrics days were counted again."""
+        self.audited: set[tuple[str, date]] = set()
         self._marks: dict[tuple[str, date], _Mark] = {}
         self._version = 0
 
@@ -68,6 +75,12 @@ class MemoryRollups:
             if known is None or (not known.recomputed and (known.epoch, known.next_offset) <= (epoch, next_offset)):
                 self._rows[key] = _Row(aggregate.copy(), epoch, next_offset, recomputed=False)
 
+    async def begin_recount(self, project_ids: Sequence[str], start: int, end: int) -> int:
+        self._require_available()
+        self._tickets += 1
+        self._recounts |= dict.fromkeys(_days(project_ids, start, end), self._tickets)
+        return self._tickets
+
     async def replace(
         self,
         project_ids: Sequence[str],
@@ -75,22 +88,46 @@ class MemoryRollups:
         end: int,
         rows: Sequence[tuple[WindowKey, Aggregate]],
         *,
-        epoch: int,
+        ticket: int | None,
+        sizes: Sequence[RolledSize] = ROLLED,
+    ) -> int:
+        self._require_available()
+        check_range(start, end, [key for key, _ in rows], project_ids, sizes)
+        if ticket is not None:
+            self._hold(_days(project_ids, start, end), ticket)
+        new = dict(rows)
+        old = {
+            key: row.aggregate
+            for key, row in self._rows.items()
+            if key.project_id in project_ids
+            and key.size in sizes
+            and start <= key.start
+            and key.start + SIZE_S[key.size] <= end
+        }
+        changed = sum(key not in old or not _same(old[key], aggregate) for key, aggregate in new.items())
+        gone = old.keys() - new.keys()
+        if ticket is not None:
+            for key in gone:
+                del self._rows[key]
+            for key, aggregate in new.items():
+                if key not in old or not _same(old[key], aggregate) or not self._rows[key].recomputed:
+                    self._rows[key] = _Row(aggregate.copy(), 0, 0, recomputed=True)
+        return changed + len(gone)
+
+    async def end_recount(
+        self, start: int, end: int, built: Mapping[str, str], *, ticket: int, audited: bool = False
     ) -> None:
         self._require_available()
-        check_range(start, end, [key for key, _ in rows], project_ids)
-        days = [(project_id, day) for project_id in project_ids for day in days_within(start, end)]
+        days = _days(list(built), start, end)
+        self._hold(days, ticket)
         for each in days:
-            if self._recomputed.get(each, epoch) > epoch:
-                raise Fenced(f"{each} was recomputed under a later epoch than {epoch}")
-        self._recomputed |= dict.fromkeys(days, epoch)
-        projects = set(project_ids)
-        self._rows = {
-            key: row
-            for key, row in self._rows.items()
-            if key.project_id not in projects or key.start < start or key.start + SIZE_S[key.size] > end
-        }
-        self._rows |= {key: _Row(aggregate.copy(), epoch, 0, recomputed=True) for key, aggregate in rows}
+            self.built[each] = built[each[0]]
+            (self.audited.add if audited else self.audited.discard)(each)
+
+    def _hold(self, days: Sequence[tuple[str, date]], ticket: int) -> None:
+        for each in days:
+            if self._recounts.get(each) != ticket:
+                raise Fenced(f"{each} is counted again by somebody who began later")
 
     async def read(
         self, project_id: str, metric: str, size: RolledSize, start: int, end: int, *, grouped: bool
@@ -138,6 +175,18 @@ class MemoryRollups:
         self._require_available()
         return sum(project_id == marked for marked, _ in self._marks)
 
+    async def counted_days(self, project_id: str, start: int, end: int) -> dict[int, str]:
+        """`storage.metric_reads.MetricReads.counted_days`."""
+        days = {(project_id, day) for day in days_within(start, end)}
+        return {day_start(key[1]): built for key, built in self.built.items() if key in days}
+
+    def marked_days(self) -> set[tuple[str, date]]:
+        return set(self._marks)
+
+    def touched_days(self) -> set[tuple[str, date]]:
+        """What the daily job is to count."""
+        return (self._recounts.keys() - self.audited) | self.marked_days()
+
     async def close(self) -> None:
         """There is nothing to close."""
 
@@ -150,6 +199,24 @@ class MemoryRollups:
     def _require_available(self) -> None:
         if not self.available:
             raise Unavailable("made to be away")
+
+
+def _days(project_ids: Sequence[str], start: int, end: int) -> list[tuple[str, date]]:
+    return [(project_id, day) for project_id in project_ids for day in days_within(start, end)]
+
+
+def _same(one: Aggregate, other: Aggregate) -> bool:
+    """But for the sketches of percentiles, which are random."""
+    if (one.quantiles is None) != (other.quantiles is None):
+        return False
+    if one.quantiles is None:
+        return encode_aggregate(one) == encode_aggregate(other)
+    return (one.count, one.total, one.minimum, one.maximum) == (
+        other.count,
+        other.total,
+        other.minimum,
+        other.maximum,
+    )
 
 
 def _series(dimensions: Dimensions, rows: list[tuple[int, Aggregate]]) -> RollupSeries:

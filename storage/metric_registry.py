@@ -5,7 +5,7 @@ definition remembers it. **Changes** are followed as those of keys are, see `sto
 that made them, not by version, because a transaction with a lower number may end later.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from storage.postgres import Connection, Postgres
 from storage.registry import PROJECT_ID
 from storage.statements import statement
 
-_COLUMNS = "project_id, definition, version, created_at, deleted_at"
+_COLUMNS = "project_id, definition, version, created_at, changed_at, deleted_at"
 _LIST = f"SELECT {_COLUMNS} FROM metric_definitions WHERE project_id = $1 AND deleted_at IS NULL ORDER BY name"
 _CHANGED = f"SELECT {_COLUMNS} FROM metric_definitions WHERE changed_by >= $1::text::xid8 ORDER BY project_id, name"
 _OLDEST_RUNNING = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"
@@ -29,12 +29,14 @@ _DELETE = statement("delete_metric")
 
 
 class StoredDefinition(NamedTuple):
-    """`created_at` is when the metric was first made (a deleted one that is made again begins anew)."""
+    """`created_at` is when the metric was first made (a deleted one that is made again begins anew), `changed_at` when
+    it got this definition."""
 
     project_id: str
     definition: MetricDefinition
     version: int
     created_at: datetime
+    changed_at: datetime
     deleted_at: datetime | None
 
 
@@ -111,8 +113,11 @@ async def _check_others(connection: Connection, project_id: str, definition: Met
 class MemoryMetricRegistry:
     """The registry in memory: for tests, and proved by the contract suite that `MetricRegistry` passes."""
 
-    def __init__(self, projects: Sequence[str] = ()) -> None:
+    def __init__(
+        self, projects: Sequence[str] = (), *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         """Without `projects` every project is there."""
+        self._clock = clock
         self._projects = frozenset(projects)
         self._metrics: dict[tuple[str, str], StoredDefinition] = {}
         self._version = 0
@@ -125,7 +130,7 @@ class MemoryMetricRegistry:
         if known is not None and known.deleted_at is None:
             raise Conflict(f"{project_id} has a metric {definition.name} already")
         validate_among(definition, [each.definition for each in await self.list(project_id)])
-        return self._put(project_id, definition, datetime.now(UTC))
+        return self._put(project_id, definition, self._clock())
 
     async def replace(self, project_id: str, definition: MetricDefinition) -> StoredDefinition:
         validate(definition)
@@ -134,7 +139,7 @@ class MemoryMetricRegistry:
 
     async def delete(self, project_id: str, name: str) -> StoredDefinition:
         known = self._known(project_id, name)
-        return self._put(project_id, known.definition, known.created_at, deleted_at=datetime.now(UTC))
+        return self._put(project_id, known.definition, known.created_at, deleted_at=self._clock())
 
     async def list(self, project_id: str) -> Sequence[StoredDefinition]:
         mine = sorted(key for key, each in self._metrics.items() if key[0] == project_id and each.deleted_at is None)
@@ -155,7 +160,7 @@ class MemoryMetricRegistry:
         self, project_id: str, definition: MetricDefinition, created_at: datetime, deleted_at: datetime | None = None
     ) -> StoredDefinition:
         self._version += 1
-        stored = StoredDefinition(project_id, definition, self._version, created_at, deleted_at)
+        stored = StoredDefinition(project_id, definition, self._version, created_at, self._clock(), deleted_at)
         self._metrics[project_id, definition.name] = stored
         return stored
 
@@ -169,4 +174,5 @@ def _stored(row: asyncpg.Record) -> StoredDefinition:
         definition = msgspec.json.decode(row["definition"], type=MetricDefinition)
     except msgspec.MsgspecError as error:
         raise FormatError(f"a metric of {row['project_id']} is not one that this release reads: {error}") from error
-    return StoredDefinition(row["project_id"], definition, row["version"], row["created_at"], row["deleted_at"])
+    times = (row["created_at"], row["changed_at"], row["deleted_at"])
+    return StoredDefinition(row["project_id"], definition, row["version"], *times)

@@ -3,7 +3,7 @@
 Manifest, checkpoints and rows are read in one REPEATABLE READ transaction, which lasts until the tail is read."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 
@@ -13,7 +13,7 @@ from storage.copied_rows import READ_DEADLINE_S, copy_rows_out, parse_rows, prod
 from storage.event_columns import OFFSET_COLUMNS
 from storage.event_store import Checkpoint
 from storage.fingerprint import partition_of
-from storage.lake_manifest import FileEntry, LakeSnapshot
+from storage.lake_manifest import FileEntry, LakePosition, LakeSnapshot
 from storage.postgres import Postgres
 from storage.postgres_lake_files import entry_of
 from storage.statements import statement
@@ -23,7 +23,7 @@ _FILES = statement("snapshot_files")
 _TAIL = statement("copy_tail")
 _PLAN = statement("copy_recent_plan")
 
-_Head = tuple[list[FileEntry], Checkpoint, int]
+_Head = tuple[list[FileEntry], list[LakePosition]]
 _Item = _Head | bytes
 
 
@@ -37,18 +37,24 @@ class PostgresLakeSnapshots:
 
     @asynccontextmanager
     async def snapshot(
-        self, project_id: str, *, start: datetime | None = None, end: datetime | None = None
+        self, project_ids: Sequence[str], *, start: datetime | None = None, end: datetime | None = None
     ) -> AsyncIterator[LakeSnapshot]:
-        partition = partition_of(project_id, self._partitions)
+        projects = sorted(set(project_ids))
+        partitions = {each: partition_of(each, self._partitions) for each in projects}
 
         async def produce(put: Callable[[_Item], Awaitable[None]]) -> None:
             async with self._postgres.transaction(snapshot=True, deadline_s=READ_DEADLINE_S) as connection:
-                [(epoch, next_offset, stored_below, since)] = await connection.fetch(_CHECKPOINT, partition)
-                files = [entry_of(row) for row in await connection.fetch(_FILES, project_id, start, end)]
-                await put((files, Checkpoint(partition, epoch, next_offset), stored_below))
-                if stored_below > next_offset:
+                rows = await connection.fetch(_CHECKPOINT, sorted(set(partitions.values())))
+                positions = [LakePosition(Checkpoint(*row[:3]), row[3]) for row in rows]
+                files = [entry_of(row) for row in await connection.fetch(_FILES, projects, start, end)]
+                await put((files, positions))
+                tails = {row[0]: (row[2], row[4]) for row in rows if row[3] > row[2]}
+                behind = [each for each in projects if partitions[each] in tails]
+                if behind:
+                    offsets, sinces = zip(*(tails[partitions[each]] for each in behind), strict=True)
                     await connection.execute(_PLAN)
-                    await copy_rows_out(connection, _TAIL, (project_id, start, end, next_offset, since), put)
+                    wanted = (behind, start, end, list(offsets), list(sinces), min(sinces))
+                    await copy_rows_out(connection, _TAIL, wanted, put)
 
         async with aclosing(produced(produce)) as items:
             head = await anext(items)

@@ -3,7 +3,7 @@
 Rows are written with one statement for thousands, and read in columns: one record a group, whatever its length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -18,6 +18,7 @@ from storage.fingerprint import partition_of
 from storage.postgres import Connection, Postgres
 from storage.rollups import (
     GRANULARITY,
+    ROLLED,
     LateDay,
     RolledSize,
     RollupColumns,
@@ -46,7 +47,10 @@ MARK_DEADLINE_S = 60.0
 _UPSERT = statement("upsert_rollups")
 _READ = statement("read_rollups")
 _READ_PLAN = statement("read_rollups_plan")
-_CLAIM_DAYS = statement("claim_recomputed_days")
+_TICKET = "SELECT nextval('recount_tickets')"
+_BEGIN = statement("begin_recount")
+_HOLD = statement("lock_recounted_days")
+_END = statement("end_recount")
 _DELETE = statement("delete_rollups")
 _DUE = statement("due_late_days")
 _LOCK_DAYS = statement("lock_late_days")
@@ -81,27 +85,78 @@ class PostgresRollups:
         async with self._postgres.transaction() as connection:
             await self._write(connection, rows, epoch, next_offset, recomputed=False)
 
-    async def replace(self, project_ids: Sequence[str], start: int, end: int, rows: _Rows, *, epoch: int) -> None:
-        check_range(start, end, [key for key, _ in rows], project_ids)
-        claimed = [(project_id, day) for project_id in project_ids for day in days_within(start, end)]
-        if not claimed:
-            return
-        projects, days = zip(*claimed, strict=True)
+    async def begin_recount(self, project_ids: Sequence[str], start: int, end: int) -> int:
+        async with self._postgres.transaction() as connection:
+            ticket: int = await connection.fetchval(_TICKET)
+            await connection.execute(_BEGIN, *_days(project_ids, start, end), ticket)
+        return ticket
+
+    async def replace(
+        self,
+        project_ids: Sequence[str],
+        start: int,
+        end: int,
+        rows: _Rows,
+        *,
+        ticket: int | None,
+        sizes: Sequence[RolledSize] = ROLLED,
+    ) -> int:
+        check_range(start, end, [key for key, _ in rows], project_ids, sizes)
+        if start >= end or not project_ids:
+            return 0
         async with self._postgres.transaction(deadline_s=REPLACE_DEADLINE_S) as connection:
-            if len(await connection.fetch(_CLAIM_DAYS, projects, days, epoch)) < len(claimed):
-                raise Fenced(f"days of {', '.join(project_ids)} were recomputed under a later epoch than {epoch}")
-            await connection.execute(_DELETE, project_ids, _instant(start), _instant(end))
-            await self._write(connection, rows, epoch, 0, recomputed=True)
+            if ticket is None:
+                # Written, and taken back.
+                undone = connection.transaction()
+                await undone.start()
+                changed = await self._replace(connection, project_ids, start, end, rows, sizes)
+                await undone.rollback()
+                return changed
+            await _hold(connection, *_days(project_ids, start, end), ticket)
+            return await self._replace(connection, project_ids, start, end, rows, sizes)
+
+    async def _replace(
+        self,
+        connection: Connection,
+        project_ids: Sequence[str],
+        start: int,
+        end: int,
+        rows: _Rows,
+        sizes: Sequence[RolledSize],
+    ) -> int:
+        keys = [key for key, _ in rows]
+        named = (
+            [key.project_id for key in keys],
+            [key.metric for key in keys],
+            [GRANULARITY[key.size] for key in keys],
+            [key.start for key in keys],
+            [dimensions_hash(key.dimensions) for key in keys],
+        )
+        granularities = [GRANULARITY[size] for size in sizes]
+        where = (list(project_ids), _instant(start), _instant(end))
+        deleted = await connection.execute(_DELETE, *where, *named, granularities)
+        return int(deleted.split()[-1]) + await self._write(connection, rows, 0, 0, recomputed=True)
+
+    async def end_recount(
+        self, start: int, end: int, built: Mapping[str, str], *, ticket: int, audited: bool = False
+    ) -> None:
+        projects, days = _days(list(built), start, end)
+        async with self._postgres.transaction() as connection:
+            await _hold(connection, projects, days, ticket)
+            await connection.execute(_END, projects, days, [built[each] for each in projects], audited)
 
     async def _write(
         self, connection: Connection, rows: _Rows, epoch: int, next_offset: int, *, recomputed: bool
-    ) -> None:
+    ) -> int:
+        """How many rows are other than they were."""
+        changed = 0
         # Sorted over all statements, so that no two writers wait for each other.
         ordered = sorted(rows, key=_row_order)
         for first in range(0, len(ordered), ROWS_A_STATEMENT):
             some = ordered[first : first + ROWS_A_STATEMENT]
             columns = zip(*(self._columns(key, aggregate) for key, aggregate in some), strict=True)
-            await connection.execute(_UPSERT, *columns, epoch, next_offset, recomputed)
+            changed += await connection.fetchval(_UPSERT, *columns, epoch, next_offset, recomputed)
+        return changed
 
     def _columns(self, key: WindowKey, aggregate: Aggregate) -> tuple[object, ...]:
         """In the order of upsert_rollups.sql."""
@@ -163,6 +218,17 @@ class PostgresRollups:
 
     async def close(self) -> None:
         """Nothing: the `Postgres` is its owner's."""
+
+
+def _days(project_ids: Sequence[str], start: int, end: int) -> tuple[list[str], list[date]]:
+    """Each of the projects with each day of the range."""
+    pairs = [(project_id, day) for project_id in project_ids for day in days_within(start, end)]
+    return [project_id for project_id, _ in pairs], [day for _, day in pairs]
+
+
+async def _hold(connection: Connection, projects: Sequence[str], days: Sequence[date], ticket: int) -> None:
+    if len(await connection.fetch(_HOLD, projects, days, ticket)) < len(days):
+        raise Fenced(f"days of {', '.join(sorted(set(projects)))} are counted again by somebody who began later")
 
 
 def _unknown(_project_id: str, _metric: str) -> None:

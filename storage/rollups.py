@@ -4,16 +4,19 @@
 The law:
 - Rows are absolute values. An `upsert` carries (epoch, next_offset): how far the partition's log was counted. A row
   that was written under a later pair stays as it is; the same pair writes again.
-- `replace` puts what was counted from the event store in the place of everything that was there, in one
+- `replace` puts what was counted from the stored events in the place of everything that was there, in one
   transaction. It knows events that came too late for any window, so no `upsert` changes its rows afterwards: who
-  counts an event into an hour that may be recomputed already marks the day (`mark_days`).
+  counts an event into an hour that may be recomputed already marks the day (`mark_days`). Rows that are as they
+  should be are not written.
+- Who counts days again begins with `begin_recount`, before the events are read: of two who do, the one who began last
+  writes, and the other is `Fenced` (FN-1), whether it is alive, a ghost, or in another process.
 - A mark of a late day is set by the transaction that stores the late events (`PostgresStore`), so that it can be seen
   as soon as they can. `clear_late_days` takes away only a mark that is still the one that was read: who reads the
   mark first, then the events, and clears it at last, misses none. A mark that was renewed meanwhile waits anew.
 - Calls end at their deadline with `Unavailable`; every one of them may be repeated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -26,6 +29,7 @@ from storage.aggregate import Aggregate, Aggregation, decode_aggregate
 from storage.window_key import SIZE_S, Dimensions, Size, WindowKey
 
 RolledSize = Literal["1m", "1h", "1d"]
+ROLLED: tuple[RolledSize, ...] = ("1m", "1h", "1d")
 GRANULARITY: dict[Size, str] = {"1m": "minute", "1h": "hour", "1d": "day"}
 """Five minutes are merged from minutes where they are asked for."""
 
@@ -84,6 +88,9 @@ class RollupStore(Protocol):
     async def upsert(self, rows: Sequence[tuple[WindowKey, Aggregate]], *, epoch: int, next_offset: int) -> None:
         """Write windows of 1m, 1h or 1d, each at most once; see the law. `ValueError` for another size."""
 
+    async def begin_recount(self, project_ids: Sequence[str], start: int, end: int) -> int:
+        """A ticket for all days that [start, end) touches; those that others have for them are void."""
+
     async def replace(
         self,
         project_ids: Sequence[str],
@@ -91,14 +98,21 @@ class RollupStore(Protocol):
         end: int,
         rows: Sequence[tuple[WindowKey, Aggregate]],
         *,
-        epoch: int,
-    ) -> None:
-        """Of these projects, delete the minutes and hours in [start, end) and the days that lie wholly in it, and write
-        `rows` instead, which must be among these.
+        ticket: int | None,
+        sizes: Sequence[RolledSize] = ROLLED,
+    ) -> int:
+        """Of these projects, delete the minutes and hours in [start, end) and the days that lie wholly in it, of the
+        sizes that are named, and write `rows` instead, which must be among these. How many rows this changes; without a
+        `ticket` it is only counted.
 
-        Seconds since the epoch, whole hours. Raises `Fenced` when an owner of a later epoch has recomputed a day of
-        this range already: what the caller has read is older.
+        Seconds since the epoch, whole hours. Raises `Fenced` when the ticket is void for a day of the range.
         """
+
+    async def end_recount(
+        self, start: int, end: int, built: Mapping[str, str], *, ticket: int, audited: bool = False
+    ) -> None:
+        """All of it was replaced. `built`: with which metrics, by project, see `analytics_actors.windows
+        .definition_book`; `audited`: by the daily job. Raises `Fenced`."""
 
     async def read(
         self, project_id: str, metric: str, size: RolledSize, start: int, end: int, *, grouped: bool
@@ -152,9 +166,13 @@ def check_rolled(keys: Sequence[WindowKey]) -> None:
             raise ValueError(f"windows of {key.size} are not rolled up, only {', '.join(GRANULARITY)}")
 
 
-def check_range(start: int, end: int, keys: Sequence[WindowKey], project_ids: Sequence[str]) -> None:
-    """That all windows lie in the range that is replaced, so that none is left behind by the next time."""
+def check_range(
+    start: int, end: int, keys: Sequence[WindowKey], project_ids: Sequence[str], sizes: Sequence[RolledSize]
+) -> None:
+    """That all windows are among those that are replaced, so that none is left behind by the next time."""
     check_rolled(keys)
+    if not {key.size for key in keys} <= set(sizes):
+        raise ValueError(f"only {', '.join(sizes)} are replaced")
     if start % SIZE_S["1h"] or end % SIZE_S["1h"] or start > end:
         raise ValueError(f"[{start}, {end}) is no range of whole hours")
     projects = set(project_ids)

@@ -55,6 +55,17 @@ def unbuilt(version: str) -> str:
     return ";".join([defaults, *(f"{each.partition('=')[0]}=0" for each in own)])
 
 
+def is_built(built: str | None, metric: str, version: int) -> bool:
+    """Whether what `built` says has this version of a metric; None is a project that there is nothing of, so that
+    nothing is missing either."""
+    return built is None or _read(built)[1].get(metric, "0") == str(version)
+
+
+def version_of(definitions: Definitions, metric: str) -> int:
+    """0 for a metric that is not the project's own."""
+    return int(_read(definitions.version)[1].get(metric, "0"))
+
+
 def is_doubted(version: str) -> bool:
     return "!" in version
 

@@ -1,8 +1,8 @@
-"""Days with events that no window counted: their roll-ups are counted again from the event store.
+"""Days with events that no window counted: their roll-ups are counted again from all stored events (`recount.py`).
 
 Only hours that do not change any more ("frozen", see `shared.py`); the others are answered from windows. The rows of a
-range are replaced in one transaction by absolute values, so doing it twice, or half and again, changes nothing.
-Imports mark many days at once: runs of days are counted in one go as far as memory allows, and halved beyond.
+range are replaced by absolute values, so doing it twice, or half and again, changes nothing.
+Imports mark many days at once: runs of days are counted in one go as far as memory allows.
 
 A mark is taken away when no late event can be left out: the hour that `lateness` ago lies in may hold late events
 and still be answered from windows. A day with such events keeps its mark until that hour is frozen.
@@ -11,24 +11,19 @@ and still be answered from windows. A day with such events keeps its mark until 
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from analytics_actors.windows.aggregate_only import deltas_of
 from analytics_actors.windows.definition_book import DefinitionBook
-from analytics_actors.windows.grouping import coarser
 from analytics_actors.windows.partition import WindowPartition, WindowState
-from analytics_actors.windows.prepare import prepare
+from analytics_actors.windows.recount import Recount, Stretch
 from analytics_actors.windows.shared import WindowShard
 from analytics_actors.windows.sources import StoredCheckpoints
 from analytics_actors.windows.stepping import step_forever
-from analytics_actors.windows.window_set import KEY_BYTES, other
-from storage.aggregate import Aggregate
 from storage.errors import Fenced
-from storage.event_columns import EventColumns
-from storage.metric_definitions import MetricDefinition
+from storage.event_columns import StoredEvents
 from storage.rollups import DAY_S, LateDay, RollupStore
-from storage.window_key import Dimensions, WindowKey, late_mask, lateness_s
+from storage.window_key import late_mask, lateness_s
 
 _log = logging.getLogger(__name__)
 
@@ -40,24 +35,10 @@ _HOUR_S = 3600
 
 
 class Part(NamedTuple):
-    """A range of whole hours of some projects of one partition."""
+    """What is counted in one go, all of one partition."""
 
     owner: WindowPartition
-    projects: tuple[str, ...]
-    start: int
-    end: int
-
-    @property
-    def can_be_halved(self) -> bool:
-        return len(self.projects) > 1 or self.end - self.start > _HOUR_S
-
-    @property
-    def is_one_day(self) -> bool:
-        return len(self.projects) == 1 and self.end - self.start == DAY_S
-
-
-class _TooMuch(Exception):
-    """More windows than there is memory for."""
+    stretch: Stretch
 
 
 class Recompute:
@@ -66,7 +47,7 @@ class Recompute:
     def __init__(
         self,
         shard: WindowShard,
-        events: EventColumns,
+        events: StoredEvents,
         rollups: RollupStore,
         stored: StoredCheckpoints,
         book: DefinitionBook,
@@ -77,6 +58,7 @@ class Recompute:
         self._stored = stored
         self._book = book
         self._lateness_s = lateness_s(shard.settings)
+        self._recount = Recount(events, rollups, book, settings=shard.settings, compute=shard.compute)
         self._kept: dict[LateDay, int] = {}
         """Marks that wait for hours to be frozen, and what was frozen when they were looked at."""
         self.days_left = 0
@@ -136,7 +118,7 @@ class Recompute:
         started_s = self._shard.clock_s()
         for part, part_marks in _parts(owner, marks):
             try:
-                events = await self._recount(part._replace(end=min(part.end, frozen_below)))
+                done = await self._recount.run(part.stretch._replace(end=min(part.stretch.end, frozen_below)))
             except Fenced as error:
                 # Somebody else has recomputed it since: its marks are theirs.
                 self._shard.counters.trouble("recomputation", str(error))
@@ -154,11 +136,12 @@ class Recompute:
                 extra={
                     "action": "recomputed",
                     "partition": owner.partition,
-                    "projects": len(part.projects),
+                    "projects": len(part.stretch.projects),
                     "first_day": part_marks[0].day.isoformat(),
                     "days": len(part_marks),
                     "kept": len(kept),
-                    "events": events,
+                    "events": done.events,
+                    "rows_changed": done.changed,
                     "seconds": round(self._shard.clock_s() - started_s, 3),
                 },
             )
@@ -169,105 +152,14 @@ class Recompute:
         start, end = max(mark.start, frozen_below), min(mark.start + DAY_S, edge)
         if start >= end:
             return False
-        async for rows in self._events.rows([mark.project_id], start_s=start, end_s=end, below_offset=None):
+        rows_of_day = self._events.rows([mark.project_id], start_s=start, end_s=end, columns=("received_at",))
+        async for rows in rows_of_day:
             if late_mask(rows, self._lateness_s).any():
                 return True
         async for records in self._events.records([mark.project_id], start_s=start, end_s=end):
             if any(key.late for key, _ in records):
                 return True
         return False
-
-    async def _recount(self, part: Part) -> int:
-        """Replace the roll-ups of the range; returns how many events it has."""
-        todo, events = [part] if part.start < part.end else [], 0
-        while todo:
-            piece = todo.pop(0)
-            try:
-                rows, counted = await self._count(piece)
-            except _TooMuch:
-                if piece.is_one_day:
-                    # Its row goes with all of the day, for which there is no room with the minutes.
-                    rows, _ = await self._count(piece, minutes=False)
-                    await self._replace(piece, rows)
-                todo[:0] = _halves(piece)
-                continue
-            events += counted
-            await self._replace(piece, rows)
-        return events
-
-    async def _replace(self, piece: Part, rows: dict[WindowKey, Aggregate]) -> None:
-        await self._rollups.replace(piece.projects, piece.start, piece.end, list(rows.items()), epoch=piece.owner.epoch)
-
-    async def _count(self, piece: Part, *, minutes: bool = True) -> tuple[dict[WindowKey, Aggregate], int]:
-        """Windows of the piece, days too where they are whole, and its events. Raises `_TooMuch`, unless there is
-        nothing to halve."""
-        counted = _Recount(self._shard.settings.max_groups, minutes=minutes)
-        room = self._shard.settings.max_resident_bytes // 2 if minutes and piece.can_be_halved else None
-        events = 0
-        rows = self._events.rows(piece.projects, start_s=piece.start, end_s=piece.end, below_offset=None)
-        async for chunk in rows:
-            # Every stored event counts here, however late it came.
-            prepared = await self._shard.compute(
-                prepare, [chunk], self._definitions_of, lateness_s=None, frozen_below=piece.start
-            )
-            events += prepared.events
-            counted.add(prepared.deltas)
-            if room is not None and counted.resident_bytes > room:
-                raise _TooMuch
-        async for records in self._events.records(piece.projects, start_s=piece.start, end_s=piece.end):
-            events += sum(record.events for _, record in records)
-            counted.add(await self._shard.compute(deltas_of, records, self._definitions_of))
-            if room is not None and counted.resident_bytes > room:
-                raise _TooMuch
-        return counted.with_days(piece.start, piece.end), events
-
-    def _definitions_of(self, project_id: str) -> Sequence[MetricDefinition]:
-        return self._book.wanted(project_id).metrics
-
-
-class _Recount:
-    """Minutes and hours of a piece, in memory, with the same bound on groups as the live windows."""
-
-    def __init__(self, max_groups: int, *, minutes: bool) -> None:
-        self._max_groups = max_groups
-        self._minutes = minutes
-        self._windows: dict[WindowKey, Aggregate] = {}
-        self._groups: defaultdict[WindowKey, set[Dimensions]] = defaultdict(set)
-
-    @property
-    def resident_bytes(self) -> int:
-        return sum(value.resident_bytes + KEY_BYTES for value in self._windows.values())
-
-    def add(self, deltas: Mapping[WindowKey, Aggregate]) -> None:
-        for key, delta in deltas.items():
-            hour = self._admit(coarser(key, "1h"))
-            self._merge(hour, delta)
-            if self._minutes:
-                self._merge(key._replace(dimensions=hour.dimensions), delta)
-
-    def with_days(self, start: int, end: int) -> dict[WindowKey, Aggregate]:
-        for key, value in list(self._windows.items()):
-            day = coarser(key, "1d")
-            if key.size == "1h" and start <= day.start and day.start + DAY_S <= end:
-                self._merge(self._admit(day), value)
-        return self._windows
-
-    def _admit(self, key: WindowKey) -> WindowKey:
-        if not key.dimensions:
-            return key
-        groups = self._groups[key._replace(dimensions=())]
-        if key.dimensions not in groups:
-            if len(groups) >= self._max_groups:
-                return key._replace(dimensions=other(key.dimensions))
-            groups.add(key.dimensions)
-        return key
-
-    def _merge(self, key: WindowKey, delta: Aggregate) -> None:
-        known = self._windows.get(key)
-        if known is None:
-            self._windows[key] = delta.copy()
-        else:
-            known.merge(delta)
 
 
 def _parts(owner: WindowPartition, marks: Sequence[LateDay]) -> list[tuple[Part, list[LateDay]]]:
@@ -284,7 +176,7 @@ def _parts(owner: WindowPartition, marks: Sequence[LateDay]) -> list[tuple[Part,
         for first in range(0, len(same), PROJECTS_PER_CHUNK):
             chunk = same[first : first + PROJECTS_PER_CHUNK]
             projects = tuple(run[0].project_id for run in chunk)
-            parts.append((Part(owner, projects, start, end), [mark for run in chunk for mark in run]))
+            parts.append((Part(owner, Stretch(projects, start, end)), [mark for run in chunk for mark in run]))
     return parts
 
 
@@ -296,12 +188,3 @@ def _runs(days: Sequence[LateDay]) -> list[list[LateDay]]:
         else:
             runs.append([mark])
     return runs
-
-
-def _halves(piece: Part) -> list[Part]:
-    if len(piece.projects) > 1:
-        middle = len(piece.projects) // 2
-        return [piece._replace(projects=piece.projects[:middle]), piece._replace(projects=piece.projects[middle:])]
-    unit = DAY_S if piece.end - piece.start > DAY_S else _HOUR_S
-    at = piece.start + max(1, (piece.end - piece.start) // unit // 2) * unit
-    return [piece._replace(end=at), piece._replace(start=at)]

@@ -30,9 +30,10 @@ from gateway.metric_query import (
     read_range,
     read_zone,
 )
-from gateway.metric_reader import Read
+from gateway.metric_read import Read
 from gateway.metric_stream import CONTENT_TYPE, Messages, message
 from gateway.services import Statistics
+from storage.window_key import live_from
 
 EVENTS = "events"
 EVENT_TYPE = "eventType"
@@ -105,7 +106,7 @@ async def answer(statistics: Statistics, plan: Plan) -> bytes:
             return kept
     read = await statistics.reader.read(plan)
     written = await _written(plan, read, statistics.settings.max_points)
-    if question is None:
+    if question is None or read.missing:
         return _encode(_answer(plan, read, written))
     made = _answer(plan, read, written, cache="miss")
     cached = [Source("cache", made.start_time, made.end_time)]
@@ -154,7 +155,12 @@ def make_plan(
         filters=(*implied, *filters),
         fill=default_fill(found.definition.aggregation) if query.fill is msgspec.UNSET else query.fill,
         limit=query.limit,
+        counted_from=_counted_from(found, statistics),
     )
+
+
+def _counted_from(found: Known, statistics: Statistics) -> int:
+    return int(live_from(found.changed_at.timestamp(), statistics.settings)) if found.changed_at else 0
 
 
 def _find(metric: str, known: Mapping[str, Known]) -> tuple[Known, tuple[Filter, ...]]:
@@ -216,6 +222,7 @@ def _answer(plan: Plan, read: Read, written: Written, *, cache: Any = None) -> M
         degraded_because=read.degraded_because,
         overflow=written.overflow,
         omitted_groups=written.omitted_groups,
+        missing=read.missing,
         cache=cache,
     )
 
@@ -259,6 +266,7 @@ async def _poll(
             edges=edges,
             filters=implied,
             fill=default_fill(found.definition.aggregation),
+            counted_from=_counted_from(found, statistics),
         )
         read = await statistics.reader.read(plan)
         head = msgspec.json.encode({"metric": metric, "granularity": query.granularity})[:-1] + b","

@@ -5,7 +5,8 @@ ON CONFLICT (project_id, name) DO UPDATE
 SET definition = excluded.definition,
     version = excluded.version,
     created_at = excluded.created_at,
+    changed_at = excluded.changed_at,
     deleted_at = NULL,
     changed_by = excluded.changed_by
 WHERE kept.deleted_at IS NOT NULL
-RETURNING project_id, definition, version, created_at, deleted_at
+RETURNING project_id, definition, version, created_at, changed_at, deleted_at

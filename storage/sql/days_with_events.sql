@@ -1,5 +1,5 @@
--- $1 project. The UTC days that hold events of it, stored or aggregated: from each to the next, by the first entry of
--- the index behind it.
+-- $1 project. The UTC days that hold events of it, stored, aggregated or in files of the lake: of the first two from
+-- each to the next, by the first entry of the index behind it.
 WITH RECURSIVE found AS (
     SELECT min("timestamp") AS first FROM events_log WHERE project_id = $1
     UNION ALL
@@ -23,7 +23,13 @@ aggregated AS (
     WHERE aggregated.first IS NOT NULL
 )
 SELECT (first AT TIME ZONE 'UTC')::date AS day
-FROM (SELECT first FROM found UNION ALL SELECT first FROM aggregated) AS days
+FROM (
+    SELECT first FROM found
+    UNION ALL
+    SELECT first FROM aggregated
+    UNION ALL
+    SELECT hour FROM lake_file_projects WHERE project_id = $1
+) AS days
 WHERE first IS NOT NULL
 GROUP BY day
 ORDER BY day

@@ -192,6 +192,10 @@ CREATE TABLE ledger (
     rejected bigint NOT NULL DEFAULT 0,
     lost bigint NOT NULL DEFAULT 0,
     aggregated bigint NOT NULL DEFAULT 0,
+    -- Of what was stored, dead-lettered and aggregated: what was removed when its time was over.
+    expired bigint NOT NULL DEFAULT 0,
+    expired_dead_letters bigint NOT NULL DEFAULT 0,
+    expired_aggregated bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (project_id, hour)
 ) WITH (fillfactor = 70);
 
@@ -225,12 +229,27 @@ CREATE TABLE metric_aggregates (
     PRIMARY KEY (project_id, metric_name, time_granularity, "timestamp", dimensions_hash)
 ) WITH (fillfactor = 85);
 
--- Who recomputed a day last: an owner of an older epoch does not put back what it had read before.
+-- Whoever begins to count a day again takes a ticket, and only the holder of the last one may write (FN-1). `audited`:
+-- whether the daily job has counted the day since it was last recomputed.
+CREATE SEQUENCE recount_tickets;
+
 CREATE TABLE recomputed_days (
     project_id varchar(100) COLLATE "C" NOT NULL,
     day date NOT NULL,
-    epoch bigint NOT NULL,
+    ticket bigint NOT NULL,
     recomputed_at timestamptz NOT NULL,
+    audited boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (project_id, day)
+);
+
+CREATE INDEX recomputed_days_due ON recomputed_days (day) WHERE NOT audited;
+
+-- With which metrics of their own the days of a project were counted again, in the words of
+-- analytics_actors/windows/definition_book.py.
+CREATE TABLE counted_days (
+    project_id varchar(100) COLLATE "C" NOT NULL,
+    day date NOT NULL,
+    built text NOT NULL,
     PRIMARY KEY (project_id, day)
 );
 
@@ -260,6 +279,8 @@ CREATE TABLE metric_definitions (
     created_at timestamptz NOT NULL DEFAULT now(),
     deleted_at timestamptz,
     changed_by xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    -- When it got this definition: windows count it since then.
+    changed_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (project_id, name)
 );
 
@@ -386,7 +407,9 @@ CREATE TABLE lake_files (
     retired_at timestamptz,
     key text COLLATE "C" NOT NULL UNIQUE,
     checksum text COLLATE "C" NOT NULL,
-    tier text COLLATE "C" NOT NULL DEFAULT 'hot' CHECK (tier IN ('hot', 'cold'))
+    tier text COLLATE "C" NOT NULL DEFAULT 'hot' CHECK (tier IN ('hot', 'cold')),
+    -- When the newest of its events was exported, which no merge and no move changes.
+    exported_at timestamptz NOT NULL DEFAULT now()
 );
 
 CREATE INDEX lake_files_live ON lake_files (hour, file_id) WHERE retired_at IS NULL;
@@ -511,6 +534,7 @@ LEFT JOIN LATERAL (
 ) AS x ON true
 LEFT JOIN projects AS p ON p.project_id = e.project_id;
 
+
 -- Where the lake's events are delivered to. The law is in storage/destinations.py.
 
 -- `credentials` is the name of a profile that whoever runs the system has set up; no secret is kept here. What was
@@ -587,3 +611,83 @@ CREATE INDEX lake_delivery_volumes_project ON lake_delivery_volumes (project_id,
 CREATE SCHEMA documented;
 
 CREATE VIEW documented.events_log AS SELECT * FROM public.events_export;
+
+-- Retention: how long what is kept, where a project's events begin, and what was removed.
+
+-- Limits of projects that have others than the settings'. NULL: the settings' one; 0: for ever.
+CREATE TABLE retention_limits (
+    project_id text COLLATE "C" PRIMARY KEY REFERENCES projects,
+    raw_days integer CHECK (raw_days >= 0),
+    lake_days integer CHECK (lake_days >= 0),
+    rollup_days integer CHECK (rollup_days >= 0),
+    changed_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Events of the project that were stored before this may be gone from events_log; a project without a row has all of
+-- them.
+CREATE TABLE expired_events (
+    project_id varchar(100) COLLATE "C" PRIMARY KEY,
+    stored_before timestamptz NOT NULL
+);
+
+-- Runs of the retention, and what each removed: written by the transaction that removes it, so that bounded batches
+-- add up in one row.
+CREATE TABLE retention_runs (
+    run_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    started_at timestamptz NOT NULL,
+    finished_at timestamptz,
+    kept text[] NOT NULL DEFAULT '{}'
+);
+
+CREATE TABLE retention_removals (
+    run_id bigint NOT NULL REFERENCES retention_runs ON DELETE CASCADE,
+    removed_at timestamptz NOT NULL DEFAULT now(),
+    files bigint NOT NULL DEFAULT 0,
+    rows bigint NOT NULL,
+    bytes bigint NOT NULL,
+    kind text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    PRIMARY KEY (run_id, kind, name)
+);
+
+
+-- Jobs that count whole days again. A daily one is named by its day, so that it is there once.
+CREATE TABLE batch_jobs (
+    job_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind text COLLATE "C" NOT NULL CHECK (kind IN ('daily', 'command', 'backfill')),
+    daily date UNIQUE,
+    first_day date,
+    last_day date,
+    project_id varchar(100) COLLATE "C",
+    metric_name varchar(100) COLLATE "C",
+    dry_run boolean NOT NULL DEFAULT false,
+    state text COLLATE "C" NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'running', 'done', 'incomplete')),
+    days_open bigint NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    started_at timestamptz,
+    ended_at timestamptz,
+    CHECK ((kind = 'daily') = (daily IS NOT NULL))
+);
+
+CREATE INDEX batch_jobs_open ON batch_jobs (job_id) WHERE state IN ('waiting', 'running');
+
+-- What is counted in one go: the same days of some projects. `turn` counts how often it was begun: who was given an
+-- earlier turn reports nothing any more.
+CREATE TABLE batch_pieces (
+    job_id bigint NOT NULL REFERENCES batch_jobs ON DELETE CASCADE,
+    piece integer NOT NULL,
+    first_day date NOT NULL,
+    last_day date NOT NULL,
+    turn integer NOT NULL DEFAULT 0,
+    state text COLLATE "C" NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'running', 'done', 'failed')),
+    not_before timestamptz NOT NULL DEFAULT now(),
+    events bigint NOT NULL DEFAULT 0,
+    rows bigint NOT NULL DEFAULT 0,
+    changed bigint NOT NULL DEFAULT 0,
+    seconds double precision NOT NULL DEFAULT 0,
+    superseded boolean NOT NULL DEFAULT false,
+    worker text COLLATE "C",
+    error text,
+    projects text[] NOT NULL,
+    PRIMARY KEY (job_id, piece)
+) WITH (fillfactor = 80);

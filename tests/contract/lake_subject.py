@@ -75,7 +75,7 @@ class LakeSubject:
 
     async def found(self, project: str = "shop", *, start: datetime | None = None) -> tuple[list[str], list[str]]:
         """Of one snapshot the keys of the files, and the ids in the tail."""
-        async with self.snapshots.snapshot(project, start=start) as snapshot:
+        async with self.snapshots.snapshot([project], start=start) as snapshot:
             tail = [row["event_id"] async for rows in snapshot.tail for row in rows.to_pylist()]
             return [entry.key for entry in snapshot.files], sorted(tail)
 

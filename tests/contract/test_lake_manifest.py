@@ -340,11 +340,11 @@ async def test_a_snapshot_is_files_and_what_is_not_in_them(subject: LakeSubject)
     assert await subject.found() == ([file.key], ["e2"])
     assert await subject.found("other project") == ([], [])
     assert await subject.found(start=HOUR + timedelta(hours=1)) == ([], [])
-    async with subject.snapshots.snapshot("shop", end=TIME) as snapshot:
+    async with subject.snapshots.snapshot(["shop"], end=TIME) as snapshot:
         assert [rows async for rows in snapshot.tail] == []
-        assert (snapshot.checkpoint, snapshot.stored_below) == (Checkpoint(SHOP, 1, 2), 3)
+        assert snapshot.positions == [(Checkpoint(SHOP, 1, 2), 3)]
         assert [entry.rows for entry in snapshot.files] == [2]
-    async with subject.snapshots.snapshot("shop", start=TIME, end=TIME + timedelta(seconds=1)) as snapshot:
+    async with subject.snapshots.snapshot(["shop"], start=TIME, end=TIME + timedelta(seconds=1)) as snapshot:
         [rows] = [rows async for rows in snapshot.tail]
         assert rows.select(["event_id", "timestamp", "log_offset"]).to_pylist() == [
             {"event_id": "e2", "timestamp": TIME, "log_offset": 2}
@@ -354,7 +354,7 @@ async def test_a_snapshot_is_files_and_what_is_not_in_them(subject: LakeSubject)
 async def test_a_tail_has_all_that_its_row_says(subject: LakeSubject) -> None:
     full = event("a", user_id='ü",\n\\.', session_id="\\N", properties='{"a": [1, null]}', context='{"ip": "::1"}')
     await subject.store_events(full)
-    async with subject.snapshots.snapshot("shop") as snapshot:
+    async with subject.snapshots.snapshot(["shop"]) as snapshot:
         [row] = [row async for rows in snapshot.tail for row in rows.to_pylist()]
     assert row == full | {"log_offset": 0}
 

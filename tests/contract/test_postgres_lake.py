@@ -112,10 +112,11 @@ class MovingLake:
 
     async def read(self) -> None:
         while not self.done:
-            async with self._subject.snapshots.snapshot("shop") as snapshot:
+            async with self._subject.snapshots.snapshot(["shop"]) as snapshot:
                 tail = [row["event_id"] async for rows in snapshot.tail for row in rows.to_pylist()]
             filed = [event_id for entry in snapshot.files for event_id in self._content[entry.key]]
-            stored = [event_id for record in self._records[: snapshot.stored_below] for event_id, _ in record]
+            [position] = snapshot.positions
+            stored = [event_id for record in self._records[: position.stored_below] for event_id, _ in record]
             assert Counter(filed + tail) == Counter(stored)
             self.snapshots["both" if filed and tail else "one"] += 1
 

@@ -43,6 +43,12 @@ class Subject(NamedTuple):
     ) -> Sequence[RollupSeries]:
         return (await self.rollups.read("shop", metric, size, start, end, grouped=grouped)).series
 
+    async def replace(
+        self, projects: Sequence[str], start: int, end: int, rows: Sequence[tuple[WindowKey, Aggregate]]
+    ) -> int:
+        ticket = await self.rollups.begin_recount(projects, start, end)
+        return await self.rollups.replace(projects, start, end, rows, ticket=ticket)
+
     async def counts(self, size: RolledSize) -> dict[int, int]:
         """Of the totals, by seconds into the day."""
         series = await self.read(size)
@@ -52,12 +58,6 @@ class Subject(NamedTuple):
 def _told(aggregate: Aggregate) -> tuple[object, ...]:
     """Everything that it can answer; the bytes of a quantile sketch are not the same each time."""
     return aggregate.count, aggregate.total, *(aggregate.value(each) for each in AGGREGATIONS)
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Of an empty database, "" for the roll-ups in memory."""
-    return "" if request.param == "memory" else str(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture
@@ -165,14 +165,15 @@ async def test_what_is_replaced_is_gone(subject: Subject) -> None:
     old += [(key(project="zoo"), Aggregate(9)), (key(0, "1h", metric="dropped"), Aggregate(1))]
     await rollups.upsert(old, epoch=1, next_offset=1)
     new = [(key(3600, "1h"), Aggregate(5)), (key(3660, "1m"), Aggregate(6))]
-    await rollups.replace(["shop", "none"], DAY, DAY + 7200, new, epoch=1)
+    gone = ["an hour", "two", "minutes", "a group", "a dropped metric"]
+    assert await subject.replace(["shop", "none"], DAY, DAY + 7200, new) == len(new) + len(gone)
     assert await subject.counts("1h") == {3600: 5, 7200: 1}
     assert await subject.counts("1m") == {3660: 6, 7200: 1}
     assert await subject.counts("1d") == {0: 1}
     assert await subject.read("1h", grouped=True) == []
     assert await subject.read("1h", metric="dropped") == []
     assert (await rollups.read("zoo", "m", "1h", DAY, DAY + DAY_S, grouped=False)).series[0].counts.tolist() == [9]
-    await rollups.replace(["shop"], DAY, DAY + DAY_S, [(key(0, "1d"), Aggregate(7))], epoch=1)
+    await subject.replace(["shop"], DAY, DAY + DAY_S, [(key(0, "1d"), Aggregate(7))])
     assert await subject.counts("1h") == await subject.counts("1m") == {}
     assert await subject.counts("1d") == {0: 7}
 
@@ -183,32 +184,87 @@ async def test_replacing_many_rows(subject: Subject) -> None:
         for minute in range(700)
         for group in range(10)
     ]
-    await subject.rollups.replace(["shop"], DAY, DAY + DAY_S, rows, epoch=1)
-    await subject.rollups.replace(["shop"], DAY, DAY + DAY_S, rows, epoch=1)
+    assert await subject.replace(["shop"], DAY, DAY + DAY_S, rows) == 7000
+    assert await subject.replace(["shop"], DAY, DAY + DAY_S, rows) == 0
     groups = await subject.read("1m", grouped=True)
     assert len(groups) == 10
     assert all(series.counts.tolist() == list(range(700)) for series in groups)
 
 
+def _unlike() -> list[Aggregate]:
+    """Each differs from all others, and is made anew each time."""
+    return [
+        Aggregate(3),
+        Aggregate(4),
+        Aggregate(3, Decimal("1.5"), 0.5, 1.0),
+        Aggregate(3, Decimal("1.6"), 0.5, 1.0),
+        Aggregate(3, Decimal("1.5"), 0.4, 1.0),
+        Aggregate(3, Decimal("1.5"), 0.5, 1.1),
+        Aggregate(3, unique=UniqueSketch(np.array([1, 2], np.uint64))),
+        Aggregate(3, unique=UniqueSketch(np.array([1, 3], np.uint64))),
+        _percentiles(),
+    ]
+
+
+def _percentiles() -> Aggregate:
+    """Of so many values that the sketch is another each time."""
+    sketch = QuantileSketch()
+    sketch.add(np.arange(5000.0))
+    return Aggregate(5000, Decimal(12497500), 0.0, 4999.0, quantiles=sketch)
+
+
+async def test_only_what_differs_is_changed(subject: Subject) -> None:
+    """A recount that is done again leaves every row as it is, and says so."""
+    for number, one in enumerate(_unlike()):
+        await subject.replace(["shop"], DAY, DAY + 3600, [(key(), one)])
+        for other_number, other in enumerate(_unlike()):
+            differs = number != other_number
+            row = [(key(), other)]
+            assert await subject.rollups.replace(["shop"], DAY, DAY + 3600, row, ticket=None) == differs
+    assert await subject.counts("1h") == {0: 5000}, "without a ticket nothing was written"
+
+
+async def test_what_windows_wrote_is_the_recounts_from_then_on(subject: Subject) -> None:
+    await subject.rollups.upsert([(key(), Aggregate(5))], epoch=1, next_offset=1)
+    assert await subject.replace(["shop"], DAY, DAY + 3600, [(key(), Aggregate(5))]) == 0
+    await subject.rollups.upsert([(key(), Aggregate(4))], epoch=9, next_offset=9)
+    assert await subject.counts("1h") == {0: 5}
+
+
+async def test_some_sizes_are_replaced_alone(subject: Subject) -> None:
+    await subject.rollups.upsert([(key(0, "1h"), Aggregate(1)), (key(0, "1d"), Aggregate(1))], epoch=1, next_offset=1)
+    ticket = await subject.rollups.begin_recount(["shop"], DAY, DAY + DAY_S)
+    row = [(key(0, "1d"), Aggregate(2))]
+    assert await subject.rollups.replace(["shop"], DAY, DAY + DAY_S, row, ticket=ticket, sizes=("1d",)) == 1
+    assert (await subject.counts("1h"), await subject.counts("1d")) == ({0: 1}, {0: 2})
+    with pytest.raises(ValueError, match="only 1d"):
+        await subject.rollups.replace(["shop"], DAY, DAY + DAY_S, [(key(), Aggregate(1))], ticket=ticket, sizes=("1d",))
+
+
 async def test_what_was_recomputed_is_changed_by_recomputing_alone(subject: Subject) -> None:
     """It knows events that no window does."""
     rollups = subject.rollups
-    await rollups.replace(["shop"], DAY, DAY + 3600, [(key(), Aggregate(5))], epoch=1)
+    await subject.replace(["shop"], DAY, DAY + 3600, [(key(), Aggregate(5))])
     await rollups.upsert([(key(), Aggregate(4)), (key(3600), Aggregate(4))], epoch=9, next_offset=9)
     assert await subject.counts("1h") == {0: 5, 3600: 4}
-    await rollups.replace(["shop"], DAY, DAY + 3600, [(key(), Aggregate(6))], epoch=9)
+    await subject.replace(["shop"], DAY, DAY + 3600, [(key(), Aggregate(6))])
     assert await subject.counts("1h") == {0: 6, 3600: 4}
 
 
-async def test_a_stale_owner_does_not_put_back_what_it_had_read(subject: Subject) -> None:
-    """FN-1."""
+async def test_who_began_last_writes(subject: Subject) -> None:
+    """FN-1: a ghost does not put back what it had read, however late it comes."""
     rollups = subject.rollups
-    await rollups.replace(["shop"], DAY, DAY + 3600, [(key(), Aggregate(2))], epoch=2)
+    first = await rollups.begin_recount(["shop", "zoo"], DAY - DAY_S, DAY + DAY_S)
+    second = await rollups.begin_recount(["shop"], DAY, DAY + 3600)
+    await rollups.replace(["shop"], DAY, DAY + 3600, [(key(), Aggregate(2))], ticket=second)
     with pytest.raises(Fenced):
-        await rollups.replace(["shop"], DAY, DAY + DAY_S, [(key(), Aggregate(1))], epoch=1)
+        await rollups.replace(["shop"], DAY, DAY + DAY_S, [(key(), Aggregate(1))], ticket=first)
     with pytest.raises(Fenced):
-        await rollups.replace(["zoo", "shop"], DAY - DAY_S, DAY + 3600, [], epoch=1)
-    await rollups.replace(["shop"], DAY - DAY_S, DAY, [], epoch=1)
+        await rollups.replace(["zoo", "shop"], DAY - DAY_S, DAY + 3600, [], ticket=first)
+    with pytest.raises(Fenced):
+        await rollups.end_recount(DAY, DAY + 3600, {"shop": "x"}, ticket=first)
+    await rollups.replace(["shop"], DAY - DAY_S, DAY, [], ticket=first)
+    await rollups.replace(["zoo"], DAY, DAY + DAY_S, [], ticket=first)
     assert await subject.counts("1h") == {0: 2}
 
 
@@ -216,9 +272,9 @@ async def test_what_does_not_lie_in_the_range_is_refused(subject: Subject) -> No
     outside = [key(3600), key(-3600), key(project="zoo"), key(0, "1d"), key(0, "5m")]
     for each in outside:
         with pytest.raises(ValueError, match=r"in \[|not rolled up"):
-            await subject.rollups.replace(["shop"], DAY, DAY + 3600, [(each, Aggregate(1))], epoch=1)
+            await subject.replace(["shop"], DAY, DAY + 3600, [(each, Aggregate(1))])
     with pytest.raises(ValueError, match="whole hours"):
-        await subject.rollups.replace(["shop"], DAY + 60, DAY + 3600, [], epoch=1)
+        await subject.replace(["shop"], DAY + 60, DAY + 3600, [])
 
 
 async def test_marks_wait_for_quiet_or_long_enough(subject: Subject) -> None:

@@ -21,7 +21,7 @@ from gateway.ingest import new_batch_id
 from gateway.rows import Row
 from storage.errors import Unavailable
 from storage.event_batch import EventBatch
-from storage.event_columns import Batches, MemoryEventColumns
+from storage.event_columns import Batches, MemoryEventColumns, StoredEvents
 from storage.event_store import PartitionWrite, WriteResult
 from storage.fingerprint import partition_of
 from storage.log_tail import TailRead
@@ -142,6 +142,8 @@ class System:
         self.rollups._store = self.store
         self.windows = MemoryWindows(settings.windows, clock=self.clock_s)
         self.events = PausingEvents(self.store, chunk_rows=7)
+        self.past: StoredEvents | None = None
+        """Where days are counted again from, if not the events."""
         self.registry = MemoryMetricRegistry()
         self.batcher: Batcher | None = None
         self.aggregators: list[Aggregator] = []
@@ -179,6 +181,7 @@ class System:
             store=Slow(windows, self.chance),
             rollups=Slow(self.rollups, self.chance),
             events=self.events,
+            past=self.past or self.events,
             stored=self.store.checkpoints,
             log_states=self.log.state,
             book=DefinitionBook(Slow(self.registry, self.chance), self.settings.windows),

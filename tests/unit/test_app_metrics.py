@@ -423,7 +423,7 @@ async def test_a_new_metric_is_counted_from_stored_events_until_it_is_built() ->
 
 
 async def test_too_many_stored_events_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.metric_reader.MAX_COUNTED_EVENTS", 2)
+    monkeypatch.setattr("gateway.event_counts.MAX_COUNTED_EVENTS", 2)
     system = System()
     stored(system, [Sent(NOW_S - 5)] * 3)
     answer = await ask(system, "events", status=503)
@@ -479,7 +479,7 @@ async def test_counts_do_not_go_down_when_windows_are_lost_and_come_back(monkeyp
 
 
 async def test_the_wait_for_the_event_store_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.metric_reader.CATCH_UP_S", 0.1)
+    monkeypatch.setattr("gateway.event_counts.CATCH_UP_S", 0.1)
     system = System()
     await begin_windows(system.statistics, offset=8)
     await publish(system.statistics, [Sent(NOW_S - 5)] * 2)

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analytics_actors.windows.definition_book import is_built
 from gateway.metric_answers import Grid, _number_text
 from gateway.metric_query import Fill, Plan, bucket_edges
-from gateway.metric_reader import Interval, is_built, runs_without
+from gateway.metric_read import Interval
+from gateway.rollup_reads import runs_without
 from storage.aggregate import Aggregate, Aggregation, decimal_text
 from storage.metric_definitions import MetricDefinition
 from storage.rollups import RollupSeries
