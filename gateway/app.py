@@ -14,6 +14,7 @@ from gateway.metrics import Exposition
 from gateway.middleware import Edge
 from gateway.query_gate import QueryGate
 from gateway.routes import (
+    destinations,
     documentation,
     exports,
     health,
@@ -81,6 +82,7 @@ def routed_endpoints(services: Services, contract: documentation.OpenApi) -> lis
         *read_metrics.ENDPOINTS,
         *query.ENDPOINTS,
         *exports.ENDPOINTS,
+        *destinations.ENDPOINTS,
         *metric_definitions.ENDPOINTS,
         *patterns.ENDPOINTS,
         *ledger.ENDPOINTS,

@@ -16,6 +16,7 @@ from gateway.metric_stream import MetricStreams
 from gateway.metrics import Metrics
 from gateway.rows import Decoded, Ingest
 from gateway.sql_queries import SqlAnswer
+from storage.destinations import Destinations, OpenPlace
 from storage.event_queries import DeadLetter, EventPage, Order, StoredEvent
 from storage.key_text import KeyKind
 from storage.lake_exports import LakeExports
@@ -91,7 +92,7 @@ class Status(Protocol):
 class Registry(Protocol):
     """The part of `storage.registry.Registry` that the admin routes need."""
 
-    async def create_project(self, project_id: str) -> Project: ...
+    async def create_project(self, project_id: str, *, client_id: str | None = None) -> Project: ...
 
     async def list_projects(self, *, limit: int, after: str = "") -> list[Project]: ...
 
@@ -191,6 +192,10 @@ class Lake:
 
     exports: LakeExports
     listing: LakeListing
+    destinations: Destinations
+    open_place: OpenPlace
+    behind_s: float
+    """`destinations.behind_s` of the settings."""
 
 
 @dataclass(frozen=True, slots=True)

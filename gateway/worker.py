@@ -20,6 +20,7 @@ from pathlib import Path
 import uvloop
 
 from analytics_actors.background import Background
+from analytics_actors.lake.places import Places
 from config import logs
 from config.garbage import collect_seldom
 from config.settings import Settings
@@ -40,6 +41,7 @@ from storage.key_cache_file import KeyCacheFile
 from storage.ledger import Ledger
 from storage.pattern_store import PostgresPatterns
 from storage.postgres import Postgres
+from storage.postgres_destinations import PostgresDestinations
 from storage.postgres_lake_exports import PostgresLakeExports
 from storage.postgres_lake_listing import PostgresLakeListing
 from storage.redis_log import RedisLog
@@ -110,6 +112,9 @@ class Worker:
                     lake=Lake(
                         PostgresLakeExports(postgres, partitions=settings.log.partitions),
                         PostgresLakeListing(postgres),
+                        PostgresDestinations(postgres, partitions=settings.log.partitions),
+                        Places(settings).open,
+                        settings.destinations.behind_s,
                     ),
                 )
             )

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from analytics_actors.cli.api import Api
+from analytics_actors.cli.destinations import destinations
 from analytics_actors.cli.failure import Failure
 from analytics_actors.cli.lake_output import print_rebuilt, print_status, print_verified, rebuilt_json
 from analytics_actors.cli.lake_settings import lake_settings
@@ -49,6 +50,9 @@ def lake() -> None:
       analytics-actors lake status
       analytics-actors lake verify --deep
     """
+
+
+lake.add_command(destinations)
 
 
 @lake.command()
@@ -97,36 +101,45 @@ def files(
 
 
 @lake.command()
-@server_options("read", admin_with=("project", "all_projects"))
+@server_options("read", admin_with=("project", "all_projects", "client"))
 @click.option("--project", help="Another project, with the system's admin key. [default: the key's]")
+@click.option("--client", help="The projects of this client, with the system's admin key.")
 @click.option("--all", "all_projects", is_flag=True, help="All projects, with the system's admin key.")
 @click.option("--start", "start_day", metavar="DAY", help="From this day (UTC).")
 @click.option("--end", "end_day", metavar="DAY", help="Before this day.")
 @click.option("--held", is_flag=True, help="What is held now, by day of event time; else what was exported on a day.")
+@click.option("--delivered", is_flag=True, help="What was delivered to destinations on a day.")
 @json_option
 def volumes(
     api: Api,
     project: str | None,
+    client: str | None,
     all_projects: bool,
     start_day: str | None,
     end_day: str | None,
     held: bool,
+    delivered: bool,
     as_json: bool,
 ) -> None:
-    """Show events and bytes by project and day, as bills need them.
+    """Show events and bytes by client, project and day, as bills need them.
 
     \b
-    Example:
+    Examples:
       analytics-actors lake volumes --all --start 2026-11-01 --end 2026-12-01
+      analytics-actors lake volumes --client acme --delivered
     """
-    of = "held" if held else "exported"
-    where = {"projectId": project, "startDay": start_day, "endDay": end_day, "of": of}
+    if held and delivered:
+        raise Failure("what is held was not delivered: give one of --held and --delivered")
+    of = "delivered" if delivered else "held" if held else "exported"
+    where = {"projectId": project, "clientId": client, "startDay": start_day, "endDay": end_day, "of": of}
     answer = api.get("/v1/exports/volumes", where)
     if as_json:
         print_json(answer)
         return
-    rows = [[v["day"], v["projectId"], v["files"], v["rows"], bytes_text(v["bytes"])] for v in answer["volumes"]]
-    print_table("", ["day", "project", "#files", "#rows", "#bytes"], rows)
+    names = ["day", "clientId", "projectId", *(["destinationId"] if delivered else []), "files", "rows"]
+    rows = [[*(volume[name] for name in names), bytes_text(volume["bytes"])] for volume in answer["volumes"]]
+    to = ["destination"] if delivered else []
+    print_table("", ["day", "client", "project", *to, "#files", "#rows", "#bytes"], rows)
 
 
 class _Lake:

@@ -56,7 +56,7 @@ _SHARD_COLUMNS = ["#shard", "state", "#pid", "partitions", "#queued", "#lag even
 _EXPORTER_COLUMNS = ["exporter", "state", "#pid", "#lag records", "held", "#plan", "#files", "#events", "#restarts"]
 _KEEPER_COLUMNS = [
     *("keeper", "state", "#pid", "#hours to compact", "#merge", "#files merged", "merged", "#files removed", "removed"),
-    "#restarts",
+    *("#events expired", "#files cold", "#destinations", "#failing", "#restarts"),
 ]
 _BATCHING = [
     *("eventsQueued", "eventsProcessed", "eventsAggregated", "eventsDropped", "eventsSampled", "batchesProcessed"),
@@ -123,7 +123,7 @@ def _exporter_row(exporter: Mapping[str, Any]) -> Sequence[Any]:
 def _keeper_row(keeper: Mapping[str, Any]) -> Sequence[Any]:
     view = keeper["view"]
     if view is None:
-        return (keeper["actor"], keeper["state"], *[None] * 7, keeper["replaced"])
+        return (keeper["actor"], keeper["state"], *[None] * 11, keeper["replaced"])
     counters = view["counters"]
     return (
         keeper["actor"],
@@ -135,6 +135,10 @@ def _keeper_row(keeper: Mapping[str, Any]) -> Sequence[Any]:
         bytes_text(counters.get("bytes_merged", 0)),
         int(counters.get("files_removed", 0) + counters.get("orphans_removed", 0)),
         bytes_text(counters.get("bytes_removed", 0)),
+        int(counters.get("events_expired", 0)),
+        int(counters.get("files_moved", 0)),
+        view["destinations"],
+        view["destinations_failing"],
         keeper["replaced"],
     )
 

@@ -10,6 +10,7 @@ from gateway.answers import Answer, json_answer
 from gateway.endpoint import Call, Endpoint, ProjectQuery
 from gateway.errors import ApiError
 from gateway.routes.projects import PageLimit
+from gateway.services import Lake
 from storage.lake_exports import (
     COUNTED_EVENTS,
     Backlog,
@@ -25,8 +26,11 @@ from storage.lake_manifest import Tier
 Time = Annotated[datetime, Meta(tz=True, description="RFC 3339 with Z or an offset, or Unix time in seconds")]
 Day = Annotated[date, Meta(description="day in UTC")]
 Of = Annotated[
-    Literal["exported", "held"],
-    Meta(description="exported on a day (what bills count), or held now, by day of event time"),
+    Literal["exported", "held", "delivered"],
+    Meta(
+        description="exported on a day (what bills count); held now, by day of event time; or delivered to destinations"
+        " on a day"
+    ),
 ]
 
 
@@ -87,17 +91,20 @@ class VolumesQuery(ProjectQuery, frozen=True, kw_only=True, rename="camel", forb
 
     start_day: Day | None = None
     end_day: Day | None = None
+    client_id: Annotated[str, Meta(description="of this client's projects, as they are its own now")] | None = None
     of: Of = "exported"
 
 
-class VolumeView(msgspec.Struct, rename="camel"):
+class VolumeView(msgspec.Struct, rename="camel", omit_defaults=True):
     """`bytes` is the project's share of the files, by rows."""
 
+    client_id: str
     project_id: str
     day: date
     files: int
     rows: int
     bytes: int
+    destination_id: Annotated[str, Meta(description="of what was delivered")] = ""
 
 
 class VolumeTotals(msgspec.Struct):
@@ -139,12 +146,29 @@ async def list_exports(call: Call) -> Answer:
 
 async def list_volumes(call: Call) -> Answer:
     query: VolumesQuery = call.query
-    listing = call.services.lake.listing
-    read = listing.volumes if query.of == "exported" else listing.holdings
     project_id = call.optional_project(query.project_id)
-    found: list[Volume] = await read(project_id=project_id, start=query.start_day, end=query.end_day)
+    read = _delivered if query.of == "delivered" else _volumes
+    found = await read(call.services.lake, query, project_id)
     totals = VolumeTotals(sum(volume.rows for volume in found), sum(volume.bytes for volume in found))
-    return json_answer(Volumes(query.of, [VolumeView(*volume) for volume in found], totals))
+    return json_answer(Volumes(query.of, found, totals))
+
+
+async def _volumes(lake: Lake, query: VolumesQuery, project_id: str | None) -> list[VolumeView]:
+    read = lake.listing.volumes if query.of == "exported" else lake.listing.holdings
+    found: list[Volume] = await read(project_id=project_id, start=query.start_day, end=query.end_day)
+    clients = await lake.destinations.clients(sorted({volume.project_id for volume in found}))
+    views = [VolumeView(clients.get(volume.project_id, volume.project_id), *volume) for volume in found]
+    return [view for view in views if query.client_id in (None, view.client_id)]
+
+
+async def _delivered(lake: Lake, query: VolumesQuery, project_id: str | None) -> list[VolumeView]:
+    found = await lake.destinations.volumes(
+        client_id=query.client_id, project_id=project_id, start=query.start_day, end=query.end_day
+    )
+    return [
+        VolumeView(each.client_id, each.project_id, each.day, each.files, each.rows, each.bytes, each.destination_id)
+        for each in found
+    ]
 
 
 def _file(file: ExportedFile) -> FileView:

@@ -10,7 +10,7 @@ from gateway.answers import Answer, json_answer
 from gateway.endpoint import Call, Endpoint
 from gateway.errors import ApiError
 from storage.key_text import KeyKind
-from storage.registry import Project
+from storage.registry import Project, check_client_id
 
 PageLimit = Annotated[int, Meta(ge=1, le=1000, description="most entries in the answer")]
 ExpiresInSeconds = Annotated[float, Meta(gt=0, le=10 * 366 * 86400, description="the key stops working then")]
@@ -18,6 +18,7 @@ ExpiresInSeconds = Annotated[float, Meta(gt=0, le=10 * 366 * 86400, description=
 
 class ProjectView(msgspec.Struct, rename="camel"):
     project_id: str
+    client_id: Annotated[str, Meta(description="of whom it is; its own id unless it was given to a client")]
     created_at: datetime
 
 
@@ -30,15 +31,28 @@ class MadeKey(msgspec.Struct, rename="camel"):
 
 
 class NewProject(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """`keys` are made with the project."""
+    """`keys` are made with the project. A client may have several projects."""
 
     project_id: Annotated[str, Meta(description="1 to 100 letters, digits, '.', '_', '-'; the first no sign")]
     keys: Annotated[list[KeyKind], Meta(max_length=10)] = []
     expires_in_seconds: ExpiresInSeconds | None = None
+    client_id: Annotated[str, Meta(description="as a project id")] | None = None
+
+
+class ChangedProject(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """From now on the project's events are the client's: destinations of the former one get what was stored before."""
+
+    client_id: Annotated[str, Meta(description="as a project id")]
+
+
+class ChangedClient(msgspec.Struct, rename="camel"):
+    project_id: str
+    client_id: str
 
 
 class MadeProject(msgspec.Struct, rename="camel"):
     project_id: str
+    client_id: str
     created_at: datetime
     keys: list[MadeKey]
 
@@ -63,7 +77,12 @@ async def create_project(call: Call) -> Answer:
     wanted: NewProject = call.body
     registry = call.services.registry
     try:
-        project = await registry.create_project(wanted.project_id)
+        if wanted.client_id is not None:
+            check_client_id(wanted.client_id)
+    except ValueError as error:
+        raise ApiError("invalid_body", f"{error}.", pointer="/clientId") from error
+    try:
+        project = await registry.create_project(wanted.project_id, client_id=wanted.client_id)
     except ValueError as error:
         raise ApiError("invalid_body", f"{error}.", pointer="/projectId") from error
     expires_at = expiry(wanted.expires_in_seconds)
@@ -71,7 +90,17 @@ async def create_project(call: Call) -> Answer:
     for kind in wanted.keys:
         made = await registry.create_key(project.project_id, kind, expires_at=expires_at)
         keys.append(MadeKey(kind, made.key_id, made.key))
-    return json_answer(MadeProject(project.project_id, project.created_at, keys), status=201)
+    return json_answer(MadeProject(project.project_id, project.client_id, project.created_at, keys), status=201)
+
+
+async def change_project(call: Call) -> Answer:
+    wanted: ChangedProject = call.body
+    project_id = call.request.path_params["projectId"]
+    try:
+        await call.services.lake.destinations.set_client(project_id, wanted.client_id)
+    except ValueError as error:
+        raise ApiError("invalid_body", f"{error}.", pointer="/clientId") from error
+    return json_answer(ChangedClient(project_id, wanted.client_id))
 
 
 async def list_projects(call: Call) -> Answer:
@@ -85,7 +114,7 @@ async def list_projects(call: Call) -> Answer:
 
 
 def _view(project: Project) -> ProjectView:
-    return ProjectView(project.project_id, project.created_at)
+    return ProjectView(project.project_id, project.client_id, project.created_at)
 
 
 ENDPOINTS = [
@@ -108,5 +137,15 @@ ENDPOINTS = [
         answers={201: MadeProject},
         errors=("invalid_json", "invalid_body", "conflict", "body_too_large"),
         handler=create_project,
+    ),
+    Endpoint(
+        method="PATCH",
+        path="/v1/projects/{projectId}",
+        summary="Give a project to a client",
+        access="system",
+        body=ChangedProject,
+        answers={200: ChangedClient},
+        errors=("invalid_json", "invalid_body", "body_too_large", "not_found"),
+        handler=change_project,
     ),
 ]

@@ -23,15 +23,18 @@ from gateway.rows import Overloaded, Receipt, Row
 from gateway.services import KeyInfo, Lake, Pending, PendingHour, Place, Readiness, Services, Statistics
 from gateway.sql_queries import SqlAnswer
 from storage.aggregated import AggregatedRecord, RecordKey
+from storage.destinations import Destination
 from storage.errors import Conflict, NotFound, Unavailable
 from storage.event_columns import RecordChunks
 from storage.event_queries import DeadLetter, EventPage, InvalidCursor, Order, StoredEvent
 from storage.key_text import KeyKind
 from storage.lake_cache import NotFetched
 from storage.ledger import Difference, LedgerHour
+from storage.memory_destinations import MemoryDestinations
 from storage.memory_lake_exports import MemoryLakeExports
 from storage.memory_lake_listing import MemoryLakeListing
 from storage.memory_manifest import MemoryManifest
+from storage.memory_objects import MemoryObjects
 from storage.memory_patterns import MemoryPatterns
 from storage.memory_rollups import MemoryRollups
 from storage.memory_store import MemoryStore
@@ -100,7 +103,7 @@ class FakeIngest:
 
 class FakeRegistry:
     def __init__(self) -> None:
-        self.projects: dict[str, Project] = {"shop": Project("shop", NOW)}
+        self.projects: dict[str, Project] = {"shop": Project("shop", NOW, "shop")}
         self.keys: dict[str, KeyRecord] = {}
         self.away = False
 
@@ -108,13 +111,13 @@ class FakeRegistry:
         if self.away:
             raise Unavailable("PostgreSQL did not answer")
 
-    async def create_project(self, project_id: str) -> Project:
+    async def create_project(self, project_id: str, *, client_id: str | None = None) -> Project:
         self._check()
         if " " in project_id:
             raise ValueError(f"{project_id!r} is no project id")
         if project_id in self.projects:
             raise Conflict(f"there is a project {project_id} already")
-        return self.projects.setdefault(project_id, Project(project_id, NOW))
+        return self.projects.setdefault(project_id, Project(project_id, NOW, client_id or project_id))
 
     async def list_projects(self, *, limit: int, after: str = "") -> list[Project]:
         self._check()
@@ -232,6 +235,7 @@ class FakeStatus:
         lake = {"lag_records": 4, "held_s": 1.5, "resident_bytes": 9, "counters": {"files_written": 2.0}}
         shard = {"shard": 0, "view": view | {"counters": {"events_stored": 8.0}}, "exporter": {"view": lake}}
         kept = {"hours_to_compact": 6, "hours_set_aside": 0, "strangers": 0, "last_run_ms": 1}
+        kept |= {"destinations": 2, "destinations_failing": 1, "last_retention_ms": 1}
         keeper = {"view": kept | {"counters": {"files_merged": 5.0}}}
         shards = [shard, {"shard": 1, "view": None}]
         return {"gateways": [], "spools": [], "shards": shards, "lakeKeeper": keeper, "services": {}}
@@ -380,6 +384,19 @@ class FakeStatistics:
         )
 
 
+class FakePlaces:
+    """What is at a destination's place, or why nothing can be."""
+
+    def __init__(self) -> None:
+        self.objects = MemoryObjects()
+        self.error: Exception | None = None
+
+    async def open(self, destination: Destination) -> MemoryObjects:
+        if self.error is not None:
+            raise self.error
+        return self.objects
+
+
 @dataclass
 class System:
     """An app over fakes."""
@@ -397,6 +414,11 @@ class System:
     sql: FakeSql = field(default_factory=FakeSql)
     manifest: MemoryManifest = field(default_factory=lambda: MemoryManifest(MemoryStore(), clock=lambda: NOW))
 
+    places: FakePlaces = field(default_factory=FakePlaces)
+
+    def __post_init__(self) -> None:
+        self.destinations = MemoryDestinations(self.manifest, {"shop": ("shop", 0)})
+
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         services = Services(
             settings=self.settings,
@@ -411,7 +433,13 @@ class System:
             patterns=self.patterns,
             statistics=self.statistics.services(),
             sql=self.sql,
-            lake=Lake(MemoryLakeExports(self.manifest), MemoryLakeListing(self.manifest)),
+            lake=Lake(
+                MemoryLakeExports(self.manifest),
+                MemoryLakeListing(self.manifest),
+                self.destinations,
+                self.places.open,
+                3600,
+            ),
         )
         transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=True)
         headers = bearer(key) if key else {}

@@ -111,7 +111,7 @@ async def test_volumes() -> None:
         exported = (await client.get("/v1/exports/volumes?startDay=2026-11-20&endDay=2026-11-21")).json()
         held = (await client.get("/v1/exports/volumes?of=held")).json()
         later = (await client.get("/v1/exports/volumes?startDay=2026-11-21")).json()
-    volume = {"projectId": "shop", "day": "2026-11-20", "files": 2, "rows": 6, "bytes": 600}
+    volume = {"clientId": "shop", "projectId": "shop", "day": "2026-11-20", "files": 2, "rows": 6, "bytes": 600}
     assert exported == {"of": "exported", "volumes": [volume], "totals": {"rows": 6, "bytes": 600}}
     assert held == exported | {"of": "held"}
     assert later["volumes"] == []

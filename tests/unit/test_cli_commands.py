@@ -61,6 +61,8 @@ STATUS = {
             "pid": 67,
             "hours_to_compact": 321,
             "open_plan": 77,
+            "destinations": 13,
+            "destinations_failing": 5,
             "counters": {"files_merged": 1234.0, "bytes_merged": 7.0 * 1024 * 1024},
             "trouble": "compaction: a file is missing",
         },
@@ -149,9 +151,10 @@ def test_projects_are_listed_over_all_pages(gateway: FakeGateway, data: Path) ->
 def test_a_project_is_created_with_keys(gateway: FakeGateway, data: Path) -> None:
     made = {"projectId": "shop", "keys": [{"kind": "write", "key": "aa_write_x", "keyId": "1"}]}
     gateway.answer("POST", "/v1/projects", made, status=201)
-    result = invoke("projects", "create", "shop", "--with-key", "write", "--data", data)
+    result = invoke("projects", "create", "shop", "--client", "acme", "--with-key", "write", "--data", data)
     assert "aa_write_x" in result.output
-    assert gateway.bodies() == [{"projectId": "shop", "keys": ["write"], "expiresInSeconds": None}]
+    wanted = {"projectId": "shop", "clientId": "acme", "keys": ["write"], "expiresInSeconds": None}
+    assert gateway.bodies() == [wanted]
 
 
 def test_a_key_is_made_and_revoked(gateway: FakeGateway, data: Path) -> None:

@@ -52,13 +52,79 @@ def test_files_as_json_up_to_a_limit(gateway: FakeGateway, data: Path) -> None:
 
 
 def test_volumes(gateway: FakeGateway, data: Path) -> None:
-    volume = {"projectId": "shop", "day": "2026-11-20", "files": 2, "rows": 6, "bytes": 600}
+    volume = {"clientId": "acme", "projectId": "shop", "day": "2026-11-20", "files": 2, "rows": 6, "bytes": 600}
     totals = {"rows": 6, "bytes": 600}
     gateway.answer("GET", "/v1/exports/volumes", {"of": "exported", "volumes": [volume], "totals": totals})
     result = invoke("lake", "volumes", "--data", data, "--project", "shop", "--end", "2026-11-21")
     assert "600 B" in result.stdout and "2026-11-20" in result.stdout
+    assert "acme" in result.stdout
     [asked] = gateway.requests
     assert dict(asked.url.params) == {"projectId": "shop", "endDay": "2026-11-21", "of": "exported"}
+
+
+def test_volumes_of_a_client_by_destination(gateway: FakeGateway, data: Path) -> None:
+    volume: dict[str, Any] = {"clientId": "acme", "projectId": "shop", "destinationId": "d-1", "day": "2026-11-20"}
+    volume |= {"files": 2, "rows": 6, "bytes": 600}
+    answer = {"of": "delivered", "volumes": [volume], "totals": {"rows": 6, "bytes": 600}}
+    gateway.answer("GET", "/v1/exports/volumes", answer)
+    result = invoke("lake", "volumes", "--data", data, "--client", "acme", "--delivered")
+    assert "d-1" in result.stdout and gateway.keys == ["the-admin-key"]
+    assert dict(gateway.requests[0].url.params) == {"clientId": "acme", "of": "delivered"}
+    assert invoke("lake", "volumes", "--data", data, "--held", "--delivered").exit_code == 1
+
+
+DESTINATION = {
+    "destinationId": "d-1",
+    "clientId": "acme",
+    "state": "failing",
+    "files": 1234,
+    "rows": 5,
+    "bytes": 2048,
+    "pendingFiles": 7,
+    "freshAt": "2026-11-20T12:00:00Z",
+    "url": "s3://acme/events",
+    "lastError": "there is no such bucket",
+}
+
+
+def test_destinations(gateway: FakeGateway, data: Path) -> None:
+    route = "/v1/exports/destinations"
+    gateway.answer("GET", route, {"destinations": [DESTINATION]})
+    gateway.answer("POST", route, DESTINATION, status=201)
+    for method in ("GET", "PATCH", "DELETE"):
+        gateway.answer(method, f"{route}/d-1", DESTINATION)
+
+    def run(*words: str) -> str:
+        result = invoke("lake", "destinations", *words, "--data", data)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    shown = run("list")
+    for text in ("d-1", "client acme", "failing", "1,234", "2.0 KiB", "d-1: there is no such bucket"):
+        assert text in shown
+    assert "last error: there is no such bucket" in run("show", "d-1")
+    run("create", "s3://acme/events", "--client", "acme", "--credentials", "acme", "--since", "beginning")
+    run("set", "d-1", "--disable")
+    run("remove", "d-1")
+    created, changed = gateway.bodies()
+    assert created == {
+        "url": "s3://acme/events",
+        "clientId": "acme",
+        "kind": "client",
+        "pathStyle": False,
+        "credentials": "acme",
+        "since": "beginning",
+    }
+    assert changed == {"enabled": False}
+    assert set(gateway.keys) == {"the-admin-key"}
+    nobodys = invoke("lake", "destinations", "create", "s3://a/b", "--data", data)
+    assert nobodys.exit_code == 1 and "whose events" in nobodys.output
+
+
+def test_a_project_is_given_to_a_client(gateway: FakeGateway, data: Path) -> None:
+    gateway.answer("PATCH", "/v1/projects/shop", {"projectId": "shop", "clientId": "acme"})
+    assert "shop is of acme" in invoke("projects", "set-client", "shop", "acme", "--data", data).output
+    assert gateway.bodies() == [{"clientId": "acme"}]
 
 
 def test_the_settings_are_those_of_the_data_folder_and_what_is_given_goes_over_them(tmp_path: Path) -> None:
