@@ -166,17 +166,6 @@ class DeliveriesView(msgspec.Struct, frozen=True):
     trouble: str
 
 
-class DeliveriesView(msgspec.Struct, frozen=True):
-    """How the lake's destinations are served, all together."""
-
-    destinations: int
-    """Those that are enabled."""
-    failing: int
-    """Of these, those whose last try has failed."""
-    counters: dict[str, float]
-    trouble: str
-
-
 class KeeperView(msgspec.Struct, frozen=True):
     """A cheap snapshot of the lake keeper; read by the controller, the status page, the metrics and tests."""
 
@@ -199,9 +188,6 @@ class KeeperView(msgspec.Struct, frozen=True):
     """Running totals since the actor's start, by the names of the metrics catalogue."""
     trouble: str
     """What the keeper waits for at the moment, in words; empty when all is well."""
-    destinations: int = 0
-    """Those that are enabled; and of these the ones whose last try has failed."""
-    destinations_failing: int = 0
     destinations: int = 0
     """Those that are enabled; and of these the ones whose last try has failed."""
     destinations_failing: int = 0

@@ -14,6 +14,7 @@ from gateway.metrics import Exposition
 from gateway.middleware import Edge
 from gateway.query_gate import QueryGate
 from gateway.routes import (
+    batch,
     destinations,
     documentation,
     exports,
@@ -26,6 +27,7 @@ from gateway.routes import (
     query,
     read_events,
     read_metrics,
+    retention,
     write_events,
 )
 from gateway.services import Services
@@ -87,6 +89,8 @@ def routed_endpoints(services: Services, contract: documentation.OpenApi) -> lis
         *patterns.ENDPOINTS,
         *ledger.ENDPOINTS,
         *projects.ENDPOINTS,
+        *retention.ENDPOINTS,
+        *batch.ENDPOINTS,
         *keys.ENDPOINTS,
         *health.endpoints(exposition, services.status),
         *documentation.endpoints(contract),

@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from config.settings import GatewaySettings, QuerySettings, WindowSettings
+from analytics_actors.retention.policy import Policy, policy_of
+from config.settings import BatchSettings, GatewaySettings, QuerySettings, Settings, WindowSettings
 from gateway.answer_cache import AnswerCache
 from gateway.metric_definitions import Backfills, Definitions, MetricRegistry
 from gateway.metric_reader import MetricReader
@@ -16,6 +17,7 @@ from gateway.metric_stream import MetricStreams
 from gateway.metrics import Metrics
 from gateway.rows import Decoded, Ingest
 from gateway.sql_queries import SqlAnswer
+from storage.batch_jobs import BatchJobs
 from storage.destinations import Destinations, OpenPlace
 from storage.event_queries import DeadLetter, EventPage, Order, StoredEvent
 from storage.key_text import KeyKind
@@ -25,6 +27,7 @@ from storage.ledger import Difference, LedgerHour
 from storage.pattern_store import PatternPage
 from storage.patterns import Kind
 from storage.registry import KeyRecord, NewKey, Project
+from storage.retention import ProjectLimits, RetentionStore
 from storage.rollups import RollupStore
 from storage.sandbox.wire import Format
 
@@ -128,6 +131,8 @@ class EventQueries(Protocol):
 
     async def find_dead_letter(self, project_id: str, event_id: str) -> DeadLetter | None: ...
 
+    async def history_begins(self, project_id: str) -> datetime | None: ...
+
 
 class Ledger(Protocol):
     """`storage.ledger.Ledger`."""
@@ -199,6 +204,26 @@ class Lake:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """Jobs that count days again."""
+
+    jobs: BatchJobs
+    settings: BatchSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long what is kept."""
+
+    store: RetentionStore
+    settings: Settings
+
+    def policy(self, limits: Mapping[str, ProjectLimits]) -> Policy:
+        """With these limits of projects."""
+        return policy_of(self.settings, limits)
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """Everything that `create_app` needs."""
 
@@ -215,3 +240,5 @@ class Services:
     statistics: Statistics
     sql: Sql
     lake: Lake
+    retention: Retention
+    batch: Batch

@@ -31,7 +31,7 @@ from gateway.keys import KeyCache
 from gateway.metrics import Metrics
 from gateway.ray_link import RayLink
 from gateway.server import serve
-from gateway.services import Lake, Services
+from gateway.services import Batch, Lake, Retention, Services
 from gateway.spooler import Spooler
 from gateway.sql import open_sql
 from gateway.statistics import open_statistics
@@ -41,9 +41,11 @@ from storage.key_cache_file import KeyCacheFile
 from storage.ledger import Ledger
 from storage.pattern_store import PostgresPatterns
 from storage.postgres import Postgres
+from storage.postgres_batch_jobs import PostgresBatchJobs
 from storage.postgres_destinations import PostgresDestinations
 from storage.postgres_lake_exports import PostgresLakeExports
 from storage.postgres_lake_listing import PostgresLakeListing
+from storage.postgres_retention import PostgresRetention
 from storage.redis_log import RedisLog
 from storage.registry import Registry
 from storage.spool import Spool
@@ -116,6 +118,8 @@ class Worker:
                         Places(settings).open,
                         settings.destinations.behind_s,
                     ),
+                    retention=Retention(PostgresRetention(postgres, with_lake=settings.lake.enabled), settings),
+                    batch=Batch(PostgresBatchJobs(postgres), settings.batch),
                 )
             )
             background = Background()

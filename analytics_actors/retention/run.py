@@ -49,7 +49,7 @@ class RetentionRun:
         self._settings = settings
         self._ageing = ageing
         self._clock = clock
-        self._days = StoredDays(store)
+        self._days = StoredDays(store, listing)
         self._records = OldRecords(store, listing)
 
     async def work(self, report: Report) -> AsyncIterator[Removal]:

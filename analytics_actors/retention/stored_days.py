@@ -2,7 +2,8 @@
 
 The law:
 - No row goes that the lake still needs: it must have been exported early enough, and be in a live file now. A day of
-  which a row waits for that stays as a whole, and is told.
+  which a row waits for that stays, but for rows of projects with shorter limits, and is told. While the lake is behind
+  with what was stored then, the day stays as a whole.
 - A day stays while a project with a longer limit has rows in it; the others' rows are deleted in bounded batches, and
   their room on disk is free when the day is dropped.
 - A day that is in use (a long read) is tried a few times, and told as busy then: ingest never waits longer for us than
@@ -17,22 +18,31 @@ from datetime import UTC, date, datetime, timedelta
 from analytics_actors.retention.policy import Due, Policy
 from analytics_actors.retention.report import Report
 from storage.errors import Conflict
+from storage.lake_listing import LakeListing
 from storage.retention import Removal, RetentionStore, Share, StoredDay
 
 BUSY_PAUSES_S = (0.5, 2.0, 5.0, 10.0)
 
 
 class StoredDays:
-    def __init__(self, store: RetentionStore) -> None:
+    def __init__(self, store: RetentionStore, listing: LakeListing) -> None:
         self._store = store
+        self._listing = listing
 
     async def work(self, policy: Policy, now: datetime, report: Report, run_id: int) -> AsyncIterator[Removal]:
         """Step by step. A dry run removes nothing."""
+        needed_since = await self._listing.needed_since() if policy.with_lake else None
         for day in await self._store.days():
             end = _end(day.day)
             projects = await self._store.projects_of(day.day) if end <= now else []
             due = _due(projects, policy, end, now)
             if not due and (projects or policy.raw_due(policy.raw, end, now) is None):
+                continue
+            if due and needed_since is not None and needed_since < end:
+                # To look through its rows would take long and tell no more.
+                report.kept.append(
+                    f"{day.day}: the lake has not all that was stored since {needed_since:%Y-%m-%d %H:%M}Z"
+                )
                 continue
             total, may_go = await self._shares(day.day, due, report)
             if len(may_go) == len(projects):

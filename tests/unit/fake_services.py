@@ -1,7 +1,7 @@
 """Small fakes of what `gateway.services` asks for, and a client of the app without a socket."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -10,7 +10,7 @@ import httpx
 import msgspec
 import pyarrow as pa
 
-from config.settings import GatewaySettings, QuerySettings, WindowSettings
+from config.settings import BatchSettings, GatewaySettings, QuerySettings, Settings, WindowSettings
 from gateway.answer_cache import AnswerCache
 from gateway.app import create_app
 from gateway.decode import Decoder
@@ -20,8 +20,20 @@ from gateway.metric_reader import MetricReader
 from gateway.metric_stream import MetricStreams
 from gateway.metrics import Metrics
 from gateway.rows import Overloaded, Receipt, Row
-from gateway.services import KeyInfo, Lake, Pending, PendingHour, Place, Readiness, Services, Statistics
+from gateway.services import (
+    Batch,
+    KeyInfo,
+    Lake,
+    Pending,
+    PendingHour,
+    Place,
+    Readiness,
+    Retention,
+    Services,
+    Statistics,
+)
 from gateway.sql_queries import SqlAnswer
+from storage import past_events
 from storage.aggregated import AggregatedRecord, RecordKey
 from storage.destinations import Destination
 from storage.errors import Conflict, NotFound, Unavailable
@@ -30,12 +42,14 @@ from storage.event_queries import DeadLetter, EventPage, InvalidCursor, Order, S
 from storage.key_text import KeyKind
 from storage.lake_cache import NotFetched
 from storage.ledger import Difference, LedgerHour
+from storage.memory_batch_jobs import MemoryBatchJobs
 from storage.memory_destinations import MemoryDestinations
 from storage.memory_lake_exports import MemoryLakeExports
 from storage.memory_lake_listing import MemoryLakeListing
 from storage.memory_manifest import MemoryManifest
 from storage.memory_objects import MemoryObjects
 from storage.memory_patterns import MemoryPatterns
+from storage.memory_retention import MemoryRetention
 from storage.memory_rollups import MemoryRollups
 from storage.memory_store import MemoryStore
 from storage.memory_windows import MemoryWindows
@@ -153,6 +167,7 @@ class FakeQueries:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
         self.letters: dict[str, DeadLetter] = {}
+        self.begins: datetime | None = None
         self.asked: list[dict[str, Any]] = []
         self.error: Exception | None = None
         self.delay_s = 0.0
@@ -188,7 +203,8 @@ class FakeQueries:
         begin = int(cursor or 0)
         mine = [e for e in self.events if e["projectId"] == project_id and event_type in (None, e["eventType"])]
         page = [msgspec.Raw(msgspec.json.encode(event)) for event in mine[begin : begin + limit]]
-        return EventPage(page, str(begin + limit) if begin + limit < len(mine) else None)
+        is_last = begin + limit >= len(mine)
+        return EventPage(page, None if is_last else str(begin + limit), self.begins if is_last else None)
 
     async def find_event(self, project_id: str, event_id: str) -> StoredEvent | None:
         await self._check()
@@ -199,6 +215,10 @@ class FakeQueries:
 
     async def find_dead_letter(self, project_id: str, event_id: str) -> DeadLetter | None:
         return self.letters.get(event_id)
+
+    async def history_begins(self, project_id: str) -> datetime | None:
+        await self._check()
+        return self.begins
 
 
 class FakeLedger:
@@ -262,6 +282,7 @@ class FakeSql:
         self.asked: list[tuple[str, str, Format, int | None, bool]] = []
         self.error: Exception | None = None
         self.missing: list[NotFetched] = []
+        self.cold_files = 0
         self.body = b'[["view",2]]'
         self.truncated = False
         self.delay_s = 0.0
@@ -282,12 +303,15 @@ class FakeSql:
         result = Result(
             columns=columns, rows=1, truncated=self.truncated, bytes_read=9, is_offline=True, is_confined=True
         )
-        return SqlAnswer(result, self.body, 3, self.missing)
+        return SqlAnswer(result, self.body, 3, self.cold_files, self.missing)
 
 
 class FakeMetricRegistry(MemoryMetricRegistry):
+    """Metrics are defined at `now`: long ago, unless a test says otherwise."""
+
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(clock=lambda: self.now)
+        self.now = datetime(1970, 1, 1, tzinfo=UTC)
         self.away = False
 
     async def list(self, project_id: str) -> Sequence[StoredDefinition]:
@@ -304,10 +328,22 @@ class FakeStoredEvents:
         self.kept_records: list[tuple[RecordKey, AggregatedRecord]] = []
         self.next_offset = 0
         self.asked: list[tuple[float, float]] = []
+        self.place: past_events.Place = "postgres"
+        self.error: Exception | None = None
+
+    async def place_of(self, project_ids: Sequence[str], *, start_s: float) -> past_events.Place:
+        return self.place
 
     async def rows(
-        self, project_ids: Sequence[str], *, start_s: float, end_s: float, below_offset: int | None = None
+        self,
+        project_ids: Sequence[str],
+        *,
+        start_s: float,
+        end_s: float,
+        columns: Collection[str] | None = None,
     ) -> AsyncIterator[pa.RecordBatch]:
+        if self.error is not None:
+            raise self.error
         self.asked.append((start_s, end_s))
         for batch in self.batches:
             times = batch.column("timestamp").cast(pa.int64()).to_numpy() / 1e6
@@ -366,8 +402,10 @@ class FakeStatistics:
             self.rollups,
             self.stored,
             self.stored,
+            self.rollups,
             partitions=64,
             max_ahead_s=86400,
+            rollup_days=1826,
             clock_s=lambda: self.now_s,
         )
 
@@ -418,6 +456,8 @@ class System:
 
     def __post_init__(self) -> None:
         self.destinations = MemoryDestinations(self.manifest, {"shop": ("shop", 0)})
+        self.retention = MemoryRetention(self.manifest)
+        self.batch = MemoryBatchJobs(self.statistics.rollups)
 
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         services = Services(
@@ -440,6 +480,8 @@ class System:
                 self.places.open,
                 3600,
             ),
+            retention=Retention(self.retention, Settings()),
+            batch=Batch(self.batch, BatchSettings()),
         )
         transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=True)
         headers = bearer(key) if key else {}
