@@ -5,18 +5,24 @@ import io
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from analytics_actors.counters import Counters
+from analytics_actors.lake.ageing import Ageing
+from analytics_actors.lake.compaction import Compaction
 from analytics_actors.lake.keeper import LakeKeeper
-from config.settings import LakeSettings
-from storage.lake_file import key_of, write_file
+from analytics_actors.retention.policy import Policy
+from analytics_actors.retention.report import Report
+from analytics_actors.windows.sources import in_thread
+from config.settings import LakeSettings, RetentionSettings
+from storage.lake_file import cold_key, key_of, write_file
 from storage.lake_manifest import OffsetRange
 from storage.object_store import ObjectStore, PutResult, open_object_store
-from tests.contract.lake_subject import HOUR, SHOP, LakeSubject, MemoryLake, epochs_of, named, postgres_lake
+from tests.contract.lake_subject import HOUR, SHOP, LakeSubject, epochs_of, named
 from tests.contract.test_object_store import settings_of
 from tests.object_servers import ObjectServer
 from tests.unit.test_lake_file import made_events, made_row
@@ -30,19 +36,9 @@ EAGER = LakeSettings(
 )
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Of an empty database, "" for the lake in memory."""
-    return "" if request.param == "memory" else str(request.getfixturevalue("postgres_url"))
-
-
 @pytest.fixture
-async def subject(url: str) -> AsyncIterator[LakeSubject]:
-    if not url:
-        yield MemoryLake()
-        return
-    async for made in postgres_lake(url):
-        yield made
+def subject(lake_subject: LakeSubject) -> LakeSubject:
+    return lake_subject
 
 
 @pytest.fixture(params=["folder", "moto"])
@@ -125,6 +121,47 @@ async def test_keepers_at_once_and_one_after_the_other(
         totals.update({name: int(value) for name, value in keeper.observe().counters.items()})
     assert totals["merges"] >= 1 and totals["files_removed"] >= 6
     assert not list((tmp_path / "keeper").glob("*"))
+
+
+async def test_files_become_cold_with_all_that_is_in_them(
+    subject: LakeSubject, objects: ObjectStore, tmp_path: Path
+) -> None:
+    await export(subject, objects, 3)
+    before = {entry.key: await objects.get(entry.key) for entry in await subject.listing.files()}
+    counters = Counters()
+    compaction = Compaction(
+        subject.manifest,
+        subject.listing,
+        objects,
+        counters,
+        settings=EAGER,
+        folder=tmp_path / "keeper",
+        compute=in_thread,
+    )
+    ageing = Ageing(
+        subject.manifest,
+        subject.listing,
+        objects,
+        compaction,
+        counters,
+        settled_s=0.0,
+        cold_storage_class="STANDARD_IA",
+    )
+    policy = Policy(RetentionSettings(lake_hot_days=1), with_lake=True, least_raw_days=3)
+    report = Report(datetime.now(UTC) + timedelta(days=3), dry_run=False)
+    moved = [removal async for removal in ageing.work(policy, report.started_at, report)]
+    assert [(each.kind, each.files, each.rows) for each in moved] == [("moved_files", 1, 1)] * 3
+    files = await subject.listing.files()
+    assert {(entry.key, entry.tier) for entry in files} == {(cold_key(key), "cold") for key in before}
+    for key, raw in before.items():
+        assert await objects.get(cold_key(key)) == raw == await objects.get(key), "the old one stays for its grace"
+    assert await ids_in(subject, objects) == sorted(event_id for _, event_id in named(0, 3))
+    assert (await subject.listing.totals()).cold_files == 3 and await subject.listing.gaps() == []
+    assert [removal async for removal in ageing.work(policy, report.started_at, report)] == [], "it is done"
+    much_later = report.started_at + timedelta(days=800)
+    gone = [removal async for removal in ageing.work(policy, much_later, report)]
+    assert [each.kind for each in gone] == ["expired_files"] * 3 and await subject.listing.files() == []
+    assert report.kept == [] and await subject.manifest.open_swaps() == []
 
 
 async def test_a_swap_that_was_begun_is_told_until_it_ends(subject: LakeSubject, objects: ObjectStore) -> None:

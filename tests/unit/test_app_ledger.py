@@ -10,7 +10,7 @@ from tests.unit.fake_services import System
 
 HOUR = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR_NUMBER = int(HOUR.timestamp()) // 3600
-GOOD = LedgerHour(HOUR, received=28, stored=1, duplicate=2, dead_lettered=3, rejected=4, lost=11, aggregated=7)
+GOOD = LedgerHour(HOUR, received=28, stored=1, duplicate=2, dead_lettered=3, rejected=4, lost=11, aggregated=7, expired=1)
 
 
 async def test_pending_is_received_and_in_the_balance() -> None:
@@ -29,6 +29,7 @@ async def test_pending_is_received_and_in_the_balance() -> None:
         "lost": 11,
         "aggregated": 7,
         "pending": 5,
+        "expired": 1,
     }
     assert (ledger["hours"][1]["received"], ledger["hours"][1]["pending"]) == (7, 7)
     assert (ledger["totals"]["received"], ledger["totals"]["pending"]) == (46, 12)
