@@ -88,7 +88,7 @@ async def list_definitions(call: Call) -> Answer:
     project_id = call.project(call.query.project_id)
     statistics = call.services.statistics
     found = await statistics.definitions.of(project_id)
-    days_left = await statistics.rollups.days_left(project_id)
+    days_left = await _days_left(call, project_id)
     return json_answer(Definitions(project_id, [_view(found[name]) for name in sorted(found)], days_left))
 
 
@@ -141,8 +141,14 @@ async def start_backfill(call: Call) -> Answer:
     known = await _known(call, project_id)
     statistics = call.services.statistics
     marked = await statistics.backfills.start(project_id)
-    days_left = await statistics.rollups.days_left(project_id)
+    days_left = await _days_left(call, project_id)
     return json_answer(Backfill(known.definition.name, marked, days_left), status=202)
+
+
+async def _days_left(call: Call, project_id: str) -> int:
+    """Of the marked ones, and of batch jobs under way."""
+    services = call.services
+    return await services.statistics.rollups.days_left(project_id) + await services.batch.jobs.days_left(project_id)
 
 
 async def _known(call: Call, project_id: str) -> Known:
@@ -159,7 +165,7 @@ async def _known(call: Call, project_id: str) -> Known:
 
 
 async def _detail(call: Call, project_id: str, known: Known, *, status: int = 200) -> Answer:
-    days_left = await call.services.statistics.rollups.days_left(project_id)
+    days_left = await _days_left(call, project_id)
     view = _view(known)
     fields = {name: getattr(view, name) for name in view.__struct_fields__}
     return json_answer(DefinitionDetail(days_left=days_left, **fields), status=status)
