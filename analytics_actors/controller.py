@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple, Protocol
 
 from analytics_actors.messages import AggregatorView, BatcherView, ExporterView, KeeperView
 
+STARTING_S = 60.0
+
 Kind = Literal["batcher", "aggregator", "exporter", "keeper"]
 View = BatcherView | AggregatorView | ExporterView | KeeperView
 
@@ -75,6 +77,7 @@ class Controller:
         self._unresponsive_after_s = unresponsive_after_s
         self._clock_s = clock_s
         self._answered_at: dict[Place, float] = {}
+        self._opened: set[Place] = set()
         self._replaced: dict[Place, int] = dict.fromkeys(self._wanted, 0)
         self.statuses: dict[Place, ActorStatus] = {}
 
@@ -93,18 +96,25 @@ class Controller:
         except TimeoutError:
             return self._silent(place, actor)
         self._answered_at[place] = self._clock_s()
-        state = "opening" if view is None else "open"
-        return ActorStatus(place, state, view, self._replaced[place])
+        if view is None:
+            self._opened.discard(place)
+            return ActorStatus(place, "opening", None, self._replaced[place])
+        self._opened.add(place)
+        return ActorStatus(place, "open", view, self._replaced[place])
 
     def _silent(self, place: Place, actor: ActorHandle) -> ActorStatus:
         now = self._clock_s()
         silent_s = now - self._answered_at.setdefault(place, now)
-        if silent_s >= self._unresponsive_after_s:
+        if silent_s >= self._patience_s(place):
             actor.kill()
+            self._opened.discard(place)
             self._replaced[place] += 1
             self._answered_at[place] = now
             self._fleet.get_or_create(place)
         return ActorStatus(place, "silent", None, self._replaced[place])
+
+    def _patience_s(self, place: Place) -> float:
+        return self._unresponsive_after_s if place in self._opened else max(STARTING_S, self._unresponsive_after_s)
 
     @property
     def ready(self) -> bool:

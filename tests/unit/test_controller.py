@@ -1,7 +1,7 @@
 """The controller makes what is wanted, removes what is not, and replaces what does not answer."""
 
 from analytics_actors.batcher import Batcher
-from analytics_actors.controller import KEEPER, Controller, Place
+from analytics_actors.controller import KEEPER, STARTING_S, Controller, Place
 from analytics_actors.messages import BatcherView
 from config.settings import Settings
 from storage.memory_log import MemoryLog
@@ -101,6 +101,31 @@ def test_a_silent_shard_is_replaced_after_its_time_and_not_before() -> None:
     assert controller.ready
 
 
+def test_an_actor_that_is_still_starting_gets_more_time() -> None:
+    """Also one that has the place of another that was silent, and one that Ray has restarted."""
+    fleet = FakeFleet()
+    clock = Clock()
+    controller = make_controller(fleet, shards=1, clock=clock)
+    for _ in range(2):
+        fleet.get_or_create(batcher(0)).silent = True
+        controller.step()
+        clock.now_s += STARTING_S - 1
+        controller.step()
+        assert fleet.killed == []
+        fleet.actors[batcher(0)].silent = False
+        controller.step()
+        fleet.actors[batcher(0)].open = False
+        controller.step()
+    clock.now_s += STARTING_S
+    fleet.actors[batcher(0)].silent = True
+    controller.step()
+    assert fleet.killed == [batcher(0)]
+    fleet.actors[batcher(0)].silent = True
+    clock.now_s += STARTING_S - 1
+    controller.step()
+    assert fleet.killed == [batcher(0)]
+
+
 def test_a_shard_that_answers_again_in_time_is_kept() -> None:
     fleet = FakeFleet()
     clock = Clock()
@@ -125,6 +150,7 @@ def test_sinks_are_looked_after_and_ingest_does_not_wait_for_them() -> None:
         unresponsive_after_s=10,
         clock_s=clock,
     )
+    controller.step()
     fleet.get_or_create(aggregator(0)).silent = True
     controller.step()
     exporters = [Place("exporter", 0), Place("exporter", 1)]
