@@ -10,7 +10,9 @@ from tests.unit.fake_services import System
 
 HOUR = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR_NUMBER = int(HOUR.timestamp()) // 3600
-GOOD = LedgerHour(HOUR, received=28, stored=1, duplicate=2, dead_lettered=3, rejected=4, lost=11, aggregated=7, expired=1)
+GOOD = LedgerHour(
+    HOUR, received=28, stored=1, duplicate=2, dead_lettered=3, rejected=4, lost=11, aggregated=7, expired=1
+)
 
 
 async def test_pending_is_received_and_in_the_balance() -> None:
