@@ -48,7 +48,7 @@ async def test_a_job_is_asked_for_and_shown() -> None:
 
 async def test_what_cannot_be_asked_is_refused() -> None:
     system = System()
-    refused = [
+    refused: list[tuple[dict[str, Any], int]] = [
         ({"metric": "m"}, 400),
         ({"metric": "m", "projectId": "shop"}, 404),
         ({"firstDay": "2026-05-02", "lastDay": "2026-05-01"}, 400),
@@ -81,7 +81,14 @@ async def test_a_backfill_counts_among_the_days_left_of_its_metric() -> None:
 
 
 def job(**changed: Any) -> dict[str, Any]:
-    progress = {"days": 3, "daysLeft": 0, "daysSuperseded": 0, "daysFailed": 0, "daysOpen": 0, "projects": 1}
+    progress: dict[str, Any] = {
+        "days": 3,
+        "daysLeft": 0,
+        "daysSuperseded": 0,
+        "daysFailed": 0,
+        "daysOpen": 0,
+        "projects": 1,
+    }
     progress |= {"events": 1234, "rows": 70, "rowsChanged": 5, "seconds": 1.5, "errors": []}
     made = {"jobId": 7, "kind": "command", "state": "done", "daily": None, "firstDay": "2026-05-01", "lastDay": None}
     made |= {"projectId": "shop", "metric": None, "dryRun": False, "createdAt": "2026-05-02T00:00:00Z"}

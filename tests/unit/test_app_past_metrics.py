@@ -122,7 +122,7 @@ async def test_a_lake_that_is_away_is_named() -> None:
 async def test_what_is_older_than_roll_ups_are_kept_is_said_to_be_missing() -> None:
     system = System()
     old = int(NOW.timestamp()) // DAY * DAY - 2000 * DAY
-    asked = {"startTime": iso(old), "endTime": iso(old + DAY), "granularity": "day"}
+    asked: dict[str, Any] = {"startTime": iso(old), "endTime": iso(old + DAY), "granularity": "day"}
     answer = await ask(system, "events", **asked)
     [missing] = answer["missing"]
     assert (missing["from"], missing["to"]) == (iso(old), iso(old + DAY))
