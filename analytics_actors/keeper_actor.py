@@ -92,7 +92,7 @@ class KeeperActor:
             objects=open_object_store(settings.lake, data=Path(settings.data)),
             settings=_for_readers(settings),
             folder=Path(settings.data) / "keeper",
-            retention=Retention(PostgresRetention(postgres, with_lake=settings.lake.enabled), settings),
+            retention=Retention(PostgresRetention(postgres), settings),
             reached=crash_point(CRASH_FILE),
         )
         deliveries = Deliveries(

@@ -118,7 +118,7 @@ class Worker:
                         Places(settings).open,
                         settings.destinations.behind_s,
                     ),
-                    retention=Retention(PostgresRetention(postgres, with_lake=settings.lake.enabled), settings),
+                    retention=Retention(PostgresRetention(postgres), settings),
                     batch=Batch(PostgresBatchJobs(postgres), settings.batch),
                 )
             )

@@ -53,6 +53,10 @@ class MemoryRetention:
         self._reach()
         return self._stored_before.get(project_id)
 
+    async def lake_was_used(self) -> bool:
+        self._reach()
+        return bool(self.manifest.checkpoints)
+
     async def begin_run(self, at: datetime) -> int:
         self._reach()
         self._runs.append(Run(len(self._runs) + 1, at, None, (), []))

@@ -34,6 +34,7 @@ _AGGREGATED = statement("aggregated_projects")
 _LIMITS = "SELECT project_id, raw_days, lake_days, rollup_days FROM retention_limits"
 _CLEAR_LIMITS = "DELETE FROM retention_limits WHERE project_id = $1"
 _STORED_BEFORE = "SELECT stored_before FROM expired_events WHERE project_id = $1"
+_LAKE_WAS_USED = "SELECT EXISTS (SELECT FROM checkpoints WHERE sink = 'lake')"
 _BEGIN_RUN = "INSERT INTO retention_runs (started_at) VALUES ($1) RETURNING run_id"
 _END_RUN = "UPDATE retention_runs SET finished_at = $2, kept = $3 WHERE run_id = $1"
 _LAST_RUN = "SELECT max(started_at) FROM retention_runs WHERE finished_at IS NOT NULL"
@@ -50,11 +51,10 @@ _COUNT = "SELECT count(*), coalesce(sum(pg_column_size({table}.*)), 0)::bigint F
 
 
 class PostgresRetention:
-    """`storage.retention.RetentionStore`. `with_lake`: dead letters that the lake has not passed are kept."""
+    """`storage.retention.RetentionStore`."""
 
-    def __init__(self, postgres: Postgres, *, with_lake: bool) -> None:
+    def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
-        self._with_lake = with_lake
 
     async def limits(self) -> dict[str, ProjectLimits]:
         async with self._postgres.session() as connection:
@@ -73,6 +73,10 @@ class PostgresRetention:
         async with self._postgres.session() as connection:
             found: datetime | None = await connection.fetchval(_STORED_BEFORE, project_id)
         return found
+
+    async def lake_was_used(self) -> bool:
+        async with self._postgres.session() as connection:
+            return bool(await connection.fetchval(_LAKE_WAS_USED))
 
     async def begin_run(self, at: datetime) -> int:
         async with self._postgres.session() as connection:
@@ -170,7 +174,7 @@ class PostgresRetention:
             case "aggregated":
                 return statement("count_old_aggregated"), group.project_id, before
             case "dead_letters":
-                return statement("count_old_dead_letters"), before, self._with_lake
+                return statement("count_old_dead_letters"), before
             case "patterns":
                 condition = "detected_at < $1 AND delivery <> 'pending'"
                 return _COUNT.format(table="patterns", condition=condition), before
@@ -196,8 +200,6 @@ class PostgresRetention:
                 return query, *group[1:], before, limit
             case "aggregated":
                 return query, group.project_id, before, limit
-            case "dead_letters":
-                return query, before, limit, self._with_lake
             case _:
                 return query, before, limit
 

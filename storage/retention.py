@@ -96,6 +96,9 @@ class RetentionStore(Protocol):
     async def stored_before(self, project_id: str) -> datetime | None:
         """Events of the project that were stored before this may be gone; None when all are there."""
 
+    async def lake_was_used(self) -> bool:
+        """Whether there is, or was, a lake that is to have the events: it may be switched off for a while."""
+
     async def begin_run(self, at: datetime) -> int: ...
 
     async def end_run(self, run_id: int, at: datetime, kept: Sequence[str]) -> None: ...

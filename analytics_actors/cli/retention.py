@@ -155,7 +155,7 @@ async def _run(settings: Settings, *, dry_run: bool) -> Report:
         stack.push_async_callback(postgres.close)
         listing = PostgresLakeListing(postgres)
         ageing = _ageing(settings, postgres, listing, stack) if settings.lake.enabled else None
-        store = PostgresRetention(postgres, with_lake=settings.lake.enabled)
+        store = PostgresRetention(postgres)
         made = RetentionRun(store, listing, settings, ageing=ageing, clock=lambda: datetime.now(UTC))
         return await made.all(dry_run=dry_run)
 
@@ -236,7 +236,7 @@ async def _runs(settings: Settings, limit: int) -> list[dict[str, Any]]:
         settings.store.postgres_url, owner="analytics-actors retention", pool_size=1, deadline_s=DEADLINE_S
     )
     try:
-        found = await PostgresRetention(postgres, with_lake=settings.lake.enabled).runs(limit=limit)
+        found = await PostgresRetention(postgres).runs(limit=limit)
     finally:
         await postgres.close()
     return [each._asdict() | {"removals": [of._asdict() for of in each.removals]} for each in found]

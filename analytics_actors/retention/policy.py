@@ -109,8 +109,9 @@ class Policy:
         return []
 
 
-def policy_of(settings: Settings, limits: Mapping[str, ProjectLimits]) -> Policy:
-    return Policy(settings.retention, settings.lake.enabled, least_raw_days(settings), limits)
+def policy_of(settings: Settings, limits: Mapping[str, ProjectLimits], *, lake_was_used: bool = False) -> Policy:
+    """A lake that is switched off for a while still counts: what it has not got stays."""
+    return Policy(settings.retention, settings.lake.enabled or lake_was_used, least_raw_days(settings), limits)
 
 
 def least_raw_days(settings: Settings) -> int:

@@ -55,7 +55,8 @@ class RetentionRun:
     async def work(self, report: Report) -> AsyncIterator[Removal]:
         """What each step has removed, or would remove; it is all in the report as well. Raises `Unavailable`."""
         now = report.started_at
-        policy = policy_of(self._settings, await self._store.limits())
+        was_used = await self._store.lake_was_used()
+        policy = policy_of(self._settings, await self._store.limits(), lake_was_used=was_used)
         run_id = DRY if report.dry_run else await self._store.begin_run(now)
         async for removal in self._days.work(policy, now, report, run_id):
             report.removals.append(removal)

@@ -1,9 +1,9 @@
--- $1 time, $2 limit, $3 whether the lake is asked: what it has not exported yet it needs to leave out.
+-- $1 time, $2 limit. What a lake has not exported yet it needs to leave out.
 WITH old AS (
     SELECT dead_letters.ctid AS place, pg_column_size(dead_letters.*) AS bytes
     FROM dead_letters
     LEFT JOIN checkpoints AS lake ON lake.sink = 'lake' AND lake.partition_id = dead_letters.partition_id
-    WHERE created_at < $1 AND (NOT $3::boolean OR log_offset < lake.next_offset)
+    WHERE created_at < $1 AND (lake.next_offset IS NULL OR log_offset < lake.next_offset)
     LIMIT $2
 ),
 gone AS (

@@ -96,7 +96,7 @@ async def test_a_check_keeps_to_its_project_and_hours(ledger: Ledger, postgres_u
 
 async def test_what_expired_counts_as_found_and_what_is_merely_gone_does_not(ledger: Ledger, postgres_url: str) -> None:
     postgres = Postgres(postgres_url, owner="test", pool_size=1, deadline_s=10)
-    retention = PostgresRetention(postgres, with_lake=False)
+    retention = PostgresRetention(postgres)
     run = await retention.begin_run(NOW)
     today = datetime.now(UTC).date()
     assert await retention.expire_rows(run, today, ["blog"], first_page=0, row_bytes=1.0) == (1, None)

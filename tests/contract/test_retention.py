@@ -83,7 +83,7 @@ class InMemory(Subject):
 class InPostgres(Subject):
     def __init__(self, lake: PostgresLake) -> None:
         self.lake, self.connection = lake, lake.connection
-        self.retention = PostgresRetention(lake.postgres, with_lake=True)
+        self.retention = PostgresRetention(lake.postgres)
         self.ledger = Ledger(lake.postgres)
 
     async def age(self) -> None:

@@ -63,6 +63,10 @@ class Kept:
         self.shard.ahead_s += days * DAY_S
         await asyncio.sleep(1)
 
+    async def never_had_a_lake(self) -> None:
+        await self.shard.current.close()
+        self.shard.manifest.checkpoints.clear()
+
     async def end_writers(self) -> None:
         """What they ask for each second takes its time in days."""
         await self.shard.close()
@@ -194,11 +198,31 @@ def test_an_export_that_came_late_is_waited_for_too(tmp_path: Path) -> None:
 def test_without_a_lake_thirty_days_after_storing(tmp_path: Path) -> None:
     async def test(kept: Kept) -> None:
         alone = Settings(lake=LakeSettings(enabled=False), retention=SETTINGS.retention)
-        await kept.send("p0", "a")
+        await kept.never_had_a_lake()
+        await kept.shard.send("p0", [("a", 0)])
+        await asyncio.sleep(2)
         await kept.pass_days(29)
         assert kinds(await kept.run(alone)) == {}
         await kept.pass_days(2)
         assert kinds(await kept.run(alone)) == {"partitions": (0, 1)} and kept.stored == []
+
+    in_lake(test, tmp_path / "keeper")
+
+
+def test_a_lake_that_is_switched_off_still_counts(tmp_path: Path) -> None:
+    async def test(kept: Kept) -> None:
+        await kept.send("p0", "a")
+        await kept.shard.current.close()
+        await kept.shard.send("p0", [("b", 0)])
+        await asyncio.sleep(2)
+        await kept.pass_days(40)
+        off = Settings(lake=LakeSettings(enabled=False), retention=SETTINGS.retention)
+        report = await kept.run(off)
+        assert kept.stored == ["a", "b"] and len(report.kept) == 1
+        kept.shard.start_exporter()
+        await kept.shard.settle()
+        await kept.run(off)
+        assert kept.stored == [] and kept.in_lake == ["a", "b"]
 
     in_lake(test, tmp_path / "keeper")
 
@@ -421,6 +445,7 @@ def test_without_a_lake_the_keeper_only_does_this(tmp_path: Path) -> None:
             retention=RetentionSettings(raw_max_days=5),
         )
         await kept.send("p0", "a")
+        await kept.never_had_a_lake()
         await kept.end_writers()
         kept.shard.manifest.available = False
         await kept.pass_days(8)
