@@ -76,12 +76,6 @@ async def folding(*definitions: MetricDefinition) -> EventFolding:
     return made
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Of an empty database, "" for the store in memory."""
-    return "" if request.param == "memory" else str(request.getfixturevalue("postgres_url"))
-
-
 @pytest.fixture
 async def subject(url: str) -> AsyncIterator[Subject]:
     fold = (await folding(RESPONSES)).fold

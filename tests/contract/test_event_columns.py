@@ -56,12 +56,6 @@ async def _rows(batches: AsyncIterator[pa.RecordBatch]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: str(row["event_id"]))
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Of an empty database, "" for the store in memory."""
-    return "" if request.param == "memory" else str(request.getfixturevalue("postgres_url"))
-
-
 @pytest.fixture
 async def subject(url: str) -> AsyncIterator[Subject]:
     if not url:

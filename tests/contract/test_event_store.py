@@ -90,12 +90,6 @@ class PostgresSubject:
         await self._proxy.stop()
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Of an empty database, "" for the store in memory."""
-    return "" if request.param == "memory" else str(request.getfixturevalue("postgres_url"))
-
-
 @pytest.fixture
 async def subject(url: str) -> AsyncIterator[Subject]:
     if not url:

@@ -45,12 +45,6 @@ class Subject(NamedTuple):
         return sorted(found.column("event_id").to_pylist())
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Of an empty database, "" for the store in memory."""
-    return "" if request.param == "memory" else str(request.getfixturevalue("postgres_url"))
-
-
 @pytest.fixture
 async def subject(url: str) -> AsyncIterator[Subject]:
     if not url:

@@ -1,6 +1,5 @@
 """The law of `storage.lake_listing`, kept by the listing in memory and by the one in PostgreSQL alike."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,31 +12,19 @@ from tests.contract.lake_subject import (
     HOUR,
     SHOP,
     LakeSubject,
-    MemoryLake,
     epochs_of,
     lake_file,
     merged,
     named,
-    postgres_lake,
 )
 
 BOTH = sorted([SHOP, ELSEWHERE])
 EARLIER = HOUR - timedelta(hours=30)
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Of an empty database, "" for the lake in memory."""
-    return "" if request.param == "memory" else str(request.getfixturevalue("postgres_url"))
-
-
 @pytest.fixture
-async def subject(url: str) -> AsyncIterator[LakeSubject]:
-    if not url:
-        yield MemoryLake()
-        return
-    async for made in postgres_lake(url):
-        yield made
+def subject(lake_subject: LakeSubject) -> LakeSubject:
+    return lake_subject
 
 
 async def export_two_hours(subject: LakeSubject) -> None:

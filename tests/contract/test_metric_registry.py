@@ -28,11 +28,6 @@ ORDERS = MetricDefinition(
 )
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    return "" if request.param == "memory" else str(request.getfixturevalue("postgres_url"))
-
-
 @pytest.fixture
 async def metrics(url: str) -> AsyncIterator[AnyRegistry]:
     if not url:

@@ -19,15 +19,9 @@ FILTERED: list[tuple[int, Kind, str]] = [(0, "spike", "a"), (1, "drop", "a"), (2
 URL = "https://hooks.example.com/x"
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def url(request: pytest.FixtureRequest) -> str | None:
-    """None for the fake. Not asynchronous, because databases are made with loops of their own."""
-    return None if request.param == "memory" else request.getfixturevalue("postgres_url")
-
-
 @pytest.fixture
-async def store(url: str | None) -> AsyncIterator[PatternStore]:
-    if url is None:
+async def store(url: str) -> AsyncIterator[PatternStore]:
+    if not url:
         yield MemoryPatterns()
         return
     await migrate(url)

@@ -1,29 +1,17 @@
 """The law of `storage.stored_log`, kept over the store in memory and the one in PostgreSQL alike."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from storage.event_columns import OFFSET_COLUMNS
 from storage.lake_manifest import OffsetRange
 from storage.stored_log import DeadRow, Stretch
-from tests.contract.lake_subject import BLOG, ELSEWHERE, SHOP, LakeSubject, MemoryLake, postgres_lake
+from tests.contract.lake_subject import BLOG, ELSEWHERE, SHOP, LakeSubject
 from tests.contract.log_records import batch, event, record, write
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Of an empty database, "" for the store in memory."""
-    return "" if request.param == "memory" else str(request.getfixturevalue("postgres_url"))
-
-
 @pytest.fixture
-async def subject(url: str) -> AsyncIterator[LakeSubject]:
-    if not url:
-        yield MemoryLake()
-        return
-    async for made in postgres_lake(url):
-        yield made
+def subject(lake_subject: LakeSubject) -> LakeSubject:
+    return lake_subject
 
 
 async def ids(subject: LakeSubject, stretch: Stretch) -> list[tuple[int, str]]:

@@ -204,13 +204,13 @@ def definitions_of(project: str) -> Sequence[MetricDefinition]:
     return FEW if project == "few" else METRICS
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=75)
 @given(st.lists(events, min_size=1, max_size=25))
 def test_it_is_what_a_look_at_each_event_gives(rows: list[Event]) -> None:
     assert shown(aggregate(batch(rows), definitions_of)) == model(rows, definitions_of)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=75)
 @given(st.lists(events, max_size=25), st.randoms(use_true_random=False), st.integers(1, 6))
 def test_any_order_and_any_split_give_the_same_windows(rows: list[Event], random: Any, parts: int) -> None:
     """WM-1: counts, sums, extremes and sketches, to the byte where bytes depend on the values alone."""
@@ -264,7 +264,7 @@ many_numbers = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=150)
 @given(many_numbers, st.integers(1, 4))
 def test_sums_in_columns_are_the_sums_of_the_decimals(numbers: list[Any], groups: int) -> None:
     rows = [event("purchase", {"amount": number, "g": str(at % groups)}) for at, number in enumerate(numbers)]

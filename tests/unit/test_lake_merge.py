@@ -64,7 +64,7 @@ ROWS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=30)
 @given(st.lists(st.lists(ROWS, min_size=1, max_size=12), min_size=1, max_size=6), st.integers(1, 5000))
 def test_any_files_in_stretches_of_any_size(parts: list[list[dict[str, Any]]], stretch_bytes: int) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:

@@ -3,7 +3,7 @@
 from dataclasses import astuple
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.event_batch import LogRecord, PackedRows, RecordBatch, Segment, pack_duplicates
@@ -61,6 +61,7 @@ def _rows(writes: list[PartitionWrite]) -> list[tuple[RowKey, LedgerKey, bool]]:
     return rows
 
 
+@settings(max_examples=50)
 @given(partition_writes(), st.data())
 def test_the_counts_are_those_of_counting_one_by_one(writes: list[PartitionWrite], data: st.DataObject) -> None:
     rows = _rows(writes)
