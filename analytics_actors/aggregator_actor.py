@@ -86,7 +86,7 @@ class AggregatorActor:
         rollups = PostgresRollups(postgres, partitions=count, aggregation_of=book.aggregation)
         patterns = PostgresPatterns(postgres)
         hosts = WebhookHosts(settings.windows.webhook_hosts)
-        past, _ = open_past_events(settings, postgres, owner=owner)
+        past, _ = open_past_events(settings, postgres)
         webhooks = Webhooks(patterns, hosts, deadline_s=settings.windows.webhook_deadline_s)
         watch = PatternWatch(
             patterns,

@@ -59,7 +59,7 @@ async def _count_pieces(settings: Settings, job_id: int, worker: str) -> int:
     )
     book = DefinitionBook(MetricRegistry(postgres), settings.windows)
     rollups = PostgresRollups(postgres, partitions=settings.log.partitions, aggregation_of=book.aggregation)
-    past, files = open_past_events(settings, postgres, owner=owner, prefer="lake")
+    past, files = open_past_events(settings, postgres, prefer="lake")
     recount = Recount(past, rollups, book, settings=settings.windows, compute=in_thread)
     counting = BatchWorker(PostgresBatchJobs(postgres), recount, book.refresh, reached=crash_point(CRASH_FILE))
     try:

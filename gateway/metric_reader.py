@@ -23,7 +23,7 @@ from gateway.errors import ApiError
 from gateway.event_counts import EventCounts, PlacedEvents, StoreProgress, TooManyEvents
 from gateway.metric_query import DAY_S, HOUR_S, Plan
 from gateway.metric_read import Interval, Read
-from gateway.rollup_reads import CountedDays, RollupReads
+from gateway.rollup_reads import PastDays, RollupReads
 from gateway.window_reads import Unusable, WindowReads
 from storage.errors import Misconfigured, Unavailable
 from storage.rollups import RollupStore
@@ -49,7 +49,7 @@ class MetricReader:
         rollups: RollupStore,
         events: PlacedEvents,
         progress: StoreProgress,
-        counted_days: CountedDays,
+        past_days: PastDays,
         *,
         partitions: int,
         max_ahead_s: float,
@@ -62,7 +62,7 @@ class MetricReader:
         self._settings = settings
         offsets = counted or CountedOffsets(partitions=partitions)
         self._windows = WindowReads(windows, offsets, partitions=partitions)
-        self._rollups = RollupReads(rollups, counted_days)
+        self._rollups = RollupReads(rollups, past_days)
         self._events = EventCounts(events, progress, offsets, partitions=partitions)
         self._max_ahead_s = max_ahead_s
         self._rollup_days = rollup_days
@@ -122,12 +122,12 @@ class MetricReader:
         read.lacks(run, because, f"Count it once: POST /v1/metrics-definitions/{plan.definition.name}/backfill")
 
     async def _name_expired(self, plan: Plan, read: Read, interval: Interval) -> None:
-        """Of what is older than roll-ups are kept nothing is told, unless some are there all the same."""
+        """Of what is older than roll-ups are kept nothing is told, unless there are some all the same."""
         kept_from = int(self._clock_s()) // DAY_S * DAY_S - self._rollup_days * DAY_S
         expired = Interval(interval.start, min(interval.end, kept_from))
         if not self._rollup_days or expired.start >= expired.end:
             return
-        if not await self._rollups.events_about(plan, expired):
+        if await self._rollups.lost(plan, expired):
             hint = "The setting retention.rollup_days says how long they are kept."
             read.lacks(expired, "roll-ups are not kept for so long", hint)
 

@@ -20,24 +20,27 @@ MAX_RUNS = 8
 """Reads of roll-ups that days without a row of their own are spread over."""
 
 
-class CountedDays(Protocol):
+class PastDays(Protocol):
     """`storage.metric_reads.MetricReads`."""
+
+    async def has_expired(self, project_id: str) -> bool:
+        """Whether anything that is old was removed of the project."""
 
     async def counted_days(self, project_id: str, start: int, end: int) -> dict[int, str]:
         """With which metrics days that [start, end) touches were counted again, by the day's start."""
 
 
 class RollupReads:
-    def __init__(self, rollups: RollupStore, counted: CountedDays) -> None:
+    def __init__(self, rollups: RollupStore, past: PastDays) -> None:
         self._rollups = rollups
-        self._counted = counted
+        self._past = past
 
     async def untold(self, plan: Plan, interval: Interval) -> list[tuple[Interval, int]]:
         """Runs of days that hold events and do not tell of the metric, and how many events each holds."""
         end = min(interval.end, plan.counted_from)
         if interval.start >= end:
             return []
-        built = await self._counted.counted_days(plan.project_id, interval.start, end)
+        built = await self._past.counted_days(plan.project_id, interval.start, end)
         told = {day for day, text in built.items() if is_built(text, plan.definition.name, plan.version)}
         runs: list[tuple[Interval, int]] = []
         for day, events in sorted((await self._events_by_day(plan.project_id, Interval(interval.start, end))).items()):
@@ -58,6 +61,10 @@ class RollupReads:
             for start, count in zip((series.starts // DAY_S * DAY_S).tolist(), series.counts.tolist(), strict=True):
                 found[start] = found.get(start, 0) + count
         return found
+
+    async def lost(self, plan: Plan, interval: Interval) -> bool:
+        """Whether roll-ups of the interval may have been removed, and none is left."""
+        return await self._past.has_expired(plan.project_id) and not await self.events_about(plan, interval)
 
     async def events_about(self, plan: Plan, interval: Interval) -> int:
         """How many events, as far as the roll-ups of closed hours know."""

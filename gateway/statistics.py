@@ -42,7 +42,7 @@ def open_statistics(settings: Settings, postgres: Postgres, stack: AsyncExitStac
     backfills = Backfills(rollups)
     stack.push_async_callback(backfills.close)
     reads = MetricReads(postgres)
-    past, files = open_past_events(settings, postgres, owner=f"gateway-{worker}")
+    past, files = open_past_events(settings, postgres)
     if files is not None:
         stack.push_async_callback(files.close)
     registry = MetricRegistry(postgres)

@@ -12,10 +12,11 @@ import asyncio
 import hashlib
 import logging
 import shutil
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from storage.errors import Unavailable
@@ -28,6 +29,9 @@ FETCH_DEADLINE_S = 120.0
 MAX_REMEMBERED = 10_000
 """Files that were checked: a megabyte. The longest unused is checked again."""
 
+ABANDONED_AFTER_S = 86400.0
+"""Links this old were left by a process that is no more."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -37,9 +41,10 @@ class LakeFiles:
     def __init__(
         self, open_objects: Callable[[], ObjectStore], *, cache: Path, folder: Path, max_cache_bytes: int
     ) -> None:
-        """`folder` is this process's alone, on one disk with `cache`, which is the machine's."""
+        """`folder` and `cache` are the machine's, on one disk."""
         self._open_objects = open_objects
         self._cache_folder = cache
+        self._root = folder
         self._folder = folder / uuid.uuid4().hex
         self._max_cache_bytes = max_cache_bytes
         self._opened: tuple[ObjectStore, LakeCache] | None = None
@@ -65,9 +70,17 @@ class LakeFiles:
     async def _prepare(self) -> tuple[ObjectStore, LakeCache]:
         async with self._opening:
             if self._opened is None:
+                await asyncio.to_thread(self._remove_abandoned)
                 objects = await asyncio.to_thread(self._open_objects)
                 self._opened = objects, LakeCache(objects, self._cache_folder, max_bytes=self._max_cache_bytes)
             return self._opened
+
+    def _remove_abandoned(self) -> None:
+        oldest = time.time() - ABANDONED_AFTER_S
+        for folder in self._root.iterdir() if self._root.is_dir() else ():
+            with suppress(FileNotFoundError):
+                if folder.stat().st_mtime < oldest:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     async def _fetch(self, cache: LakeCache, file: FileEntry) -> Path:
         folder = self._folder / uuid.uuid4().hex

@@ -60,6 +60,8 @@ class MemoryRollups:
         self.built: dict[tuple[str, date], str] = {}
         """With which metrics days were counted again."""
         self.audited: set[tuple[str, date]] = set()
+        self.expired: set[str] = set()
+        """Projects of which old events were removed."""
         self._marks: dict[tuple[str, date], _Mark] = {}
         self._version = 0
 
@@ -179,6 +181,10 @@ class MemoryRollups:
         """`storage.metric_reads.MetricReads.counted_days`."""
         days = {(project_id, day) for day in days_within(start, end)}
         return {day_start(key[1]): built for key, built in self.built.items() if key in days}
+
+    async def has_expired(self, project_id: str) -> bool:
+        """`storage.metric_reads.MetricReads.has_expired`."""
+        return project_id in self.expired
 
     def marked_days(self) -> set[tuple[str, date]]:
         return set(self._marks)

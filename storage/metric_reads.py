@@ -10,6 +10,7 @@ from storage.statements import statement
 
 _STORED_BELOW = "SELECT next_offset FROM checkpoints WHERE sink = $1 AND partition_id = $2"
 _COUNTED_DAYS = "SELECT day, built FROM counted_days WHERE project_id = $1 AND day >= $2 AND day <= $3"
+_HAS_EXPIRED = "SELECT EXISTS (SELECT FROM expired_events WHERE project_id = $1)"
 _RANGE_VERSION = statement("range_version")
 
 
@@ -30,6 +31,11 @@ class MetricReads:
         async with self._postgres.session() as connection:
             rows = await connection.fetch(_COUNTED_DAYS, project_id, day_of(start), day_of(end - 1))
         return {day_start(row["day"]): row["built"] for row in rows}
+
+    async def has_expired(self, project_id: str) -> bool:
+        """Whether the retention has removed events of the project: roll-ups go later than these."""
+        async with self._postgres.session() as connection:
+            return bool(await connection.fetchval(_HAS_EXPIRED, project_id))
 
     async def range_version(self, project_id: str, metric: str, start: int, end: int) -> str | None:
         """A text that changes whenever a roll-up of the metric in [start, end) (seconds since the epoch) does; None

@@ -157,9 +157,9 @@ def _microseconds(at: datetime) -> int:
 
 
 def open_past_events(
-    settings: Settings, postgres: Postgres, *, owner: str, prefer: Place = "postgres"
+    settings: Settings, postgres: Postgres, *, prefer: Place = "postgres"
 ) -> "tuple[PastEvents, LakeFiles | None]":
-    """With the files, to be closed by whoever has opened them. Connects to nothing yet. `owner` names the process."""
+    """With the files, to be closed by whoever has opened them. Connects to nothing yet."""
     partitions = settings.log.partitions
     ahead_s = settings.gateway.max_event_ahead_s
     events = PostgresEventColumns(postgres, partitions=partitions, max_event_ahead_s=ahead_s)
@@ -170,7 +170,7 @@ def open_past_events(
     files = LakeFiles(
         lambda: open_object_store(settings.lake, data=data),
         cache=data / CACHE,
-        folder=data / "recounts" / owner,
+        folder=data / "recounts",
         max_cache_bytes=settings.query.cache_bytes,
     )
     snapshots = PostgresLakeSnapshots(postgres, partitions=partitions)

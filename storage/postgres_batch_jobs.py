@@ -1,7 +1,7 @@
 """Batch jobs in PostgreSQL: batch_jobs and batch_pieces. The law is `storage.batch_jobs`'s."""
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, timedelta
 from typing import get_args
 
 import asyncpg
@@ -36,6 +36,7 @@ _UNFINISHED = (
     "SELECT count(*) FILTER (WHERE state = 'open' AND not_before <= clock_timestamp()), count(*)"
     " FROM batch_pieces WHERE job_id = $1 AND state IN ('open', 'running')"
 )
+_FORGET = "DELETE FROM batch_jobs WHERE ended_at < now() - $1::interval"
 _STATE = "SELECT state FROM batch_jobs WHERE job_id = $1"
 _LAST_DAILY = "SELECT max(daily) FROM batch_jobs"
 _DAYS_LEFT = (
@@ -44,6 +45,8 @@ _DAYS_LEFT = (
     " AND $1 = ANY(projects)"
 )
 
+KEPT = timedelta(days=400)
+"""Jobs that have ended, and their pieces."""
 PLAN_DEADLINE_S = 120.0
 """Finding the days, and writing the pieces, of a system with many projects."""
 
@@ -113,6 +116,7 @@ class PostgresBatchJobs:
     async def end(self, job_id: int) -> State:
         async with self._postgres.transaction() as connection:
             await connection.execute(_END, job_id)
+            await connection.execute(_FORGET, KEPT)
             state: State = await connection.fetchval(_STATE, job_id)
         assert state in get_args(State)
         return state
