@@ -7,7 +7,7 @@ import asyncio
 import secrets
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -130,15 +130,16 @@ def _owner(wanted: NewDestination) -> tuple[Owner, str]:
 
 
 def _since(text: str) -> Since:
+    if text == "now":
+        return "now"
+    if text == "beginning":
+        return "beginning"
     try:
-        return msgspec.convert(text, Literal["now", "beginning"])
-    except msgspec.ValidationError:
-        pass
-    try:
-        return msgspec.convert(text, Annotated[datetime, Meta(tz=True)])
+        time: datetime = msgspec.convert(text, Annotated[datetime, Meta(tz=True)])
     except msgspec.ValidationError as error:
         message = "since is now, beginning, or a time in RFC 3339 with Z or an offset."
         raise ApiError("invalid_body", message, pointer="/since") from error
+    return time
 
 
 async def _try(call: Call, destination: Destination) -> None:
