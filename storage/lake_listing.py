@@ -161,6 +161,9 @@ class LakeListing(Protocol):
         """What contradicts the law of the manifest, in words: exported ranges that do not follow one another up to
         the checkpoint, live files that cover an offset of an hour twice or whose rows do not add up."""
 
+    async def count_history(self, *, before: datetime) -> int:
+        """How many plans `forget_history` would take away."""
+
     async def forget_history(self, *, before: datetime) -> int:
         """Take away the plans that ended before, and what says when ranges were exported before: events_export has no
         processed_at for their rows any more. How many plans that were."""

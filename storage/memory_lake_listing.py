@@ -197,11 +197,17 @@ class MemoryLakeListing:
                 found.append(f"{ranges[-1]} {checkpoint}")
         return found
 
+    async def count_history(self, *, before: datetime) -> int:
+        return len(self._ended(before))
+
+    def _ended(self, before: datetime) -> list[int]:
+        plans = self._manifest.plans.items()
+        return [plan_id for plan_id, kept in plans if kept.ended_at is not None and kept.ended_at < before]
+
     async def forget_history(self, *, before: datetime) -> int:
-        plans = self._manifest.plans
-        old = [plan_id for plan_id, kept in plans.items() if kept.ended_at is not None and kept.ended_at < before]
+        old = self._ended(before)
         for plan_id in old:
-            del plans[plan_id]
+            del self._manifest.plans[plan_id]
         self._manifest.exports = [each for each in self._manifest.exports if each.at >= before]
         return len(old)
 

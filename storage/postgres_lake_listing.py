@@ -26,6 +26,7 @@ _FORGET = "DELETE FROM lake_files WHERE file_id = ANY($1) AND retired_at IS NOT 
 _KNOWN = "SELECT key FROM lake_files WHERE key = ANY($1)"
 _ENDED = "SELECT plan_id, created_at FROM lake_plans WHERE plan_id = ANY($1) AND state <> 'open'"
 _OPEN_PLANS = "SELECT plan_id FROM lake_plans WHERE state = 'open'"
+_COUNT_HISTORY = "SELECT count(*) FROM lake_plans WHERE state <> 'open' AND ended_at < $1"
 _NEVER = datetime(1, 1, 1, tzinfo=UTC)
 
 
@@ -122,6 +123,10 @@ class PostgresLakeListing:
     async def gaps(self) -> list[str]:
         async with self._postgres.session() as connection:
             return [row[0] for row in await connection.fetch(_GAPS)]
+
+    async def count_history(self, *, before: datetime) -> int:
+        async with self._postgres.session() as connection:
+            return int(await connection.fetchval(_COUNT_HISTORY, before))
 
     async def forget_history(self, *, before: datetime) -> int:
         async with self._postgres.session() as connection:

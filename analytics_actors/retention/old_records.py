@@ -33,19 +33,20 @@ class OldRecords:
                     yield Removal(group.kind, name_of(group), 0, *gone)
                 if gone.rows < DELETED_AT_ONCE:
                     break
-        if policy.with_lake and policy.settings.history_days and not report.dry_run:
-            async for removal in self._forget(policy, now, run_id):
+        if policy.with_lake and policy.settings.history_days:
+            async for removal in self._forget(policy, now, report, run_id):
                 yield removal
 
-    async def _forget(self, policy: Policy, now: datetime, run_id: int) -> AsyncIterator[Removal]:
+    async def _forget(self, policy: Policy, now: datetime, report: Report, run_id: int) -> AsyncIterator[Removal]:
         """When a range was exported is needed as long as there are rows of it."""
         days = await self._store.days()
         oldest = datetime.combine(days[0].day, datetime.min.time(), now.tzinfo) if days else now
         before = min(now - timedelta(days=policy.settings.history_days), oldest)
-        plans = await self._listing.forget_history(before=before)
-        if plans:
-            removal = Removal("plans", "", 0, plans, 0)
-            await self._store.note(run_id, removal)
+        forget = self._listing.count_history if report.dry_run else self._listing.forget_history
+        removal = Removal("plans", "", 0, await forget(before=before), 0)
+        if removal.rows:
+            if not report.dry_run:
+                await self._store.note(run_id, removal)
             yield removal
 
 

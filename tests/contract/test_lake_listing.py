@@ -156,8 +156,10 @@ async def test_history_is_forgotten(subject: LakeSubject) -> None:
     claimed = await subject.manifest.claim([SHOP])
     await subject.export(claimed, OffsetRange(SHOP, 0, 1), events=named(0, 1))
     left = await subject.manifest.plan([OffsetRange(SHOP, 1, 2)], epochs_of(claimed))
-    assert await subject.listing.forget_history(before=HOUR) == 0
-    assert await subject.listing.forget_history(before=datetime.now(UTC) + timedelta(hours=1)) == 1
+    for before, plans in ((HOUR, 0), (datetime.now(UTC) + timedelta(hours=1), 1)):
+        assert await subject.listing.count_history(before=before) == plans
+        assert await subject.listing.forget_history(before=before) == plans
+        assert await subject.listing.count_history(before=before) == 0
     assert await subject.listing.open_plan_ids() == {left.plan_id}
     assert await subject.listing.gaps() == []
     assert [volume.rows for volume in await subject.listing.volumes()] == [1]
