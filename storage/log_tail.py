@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from config.settings import LogSettings
 from storage.redis_client import RedisClient
-from storage.redis_log import _log_key, _state_key
+from storage.redis_log import log_key, state_key
 
 READ_BYTES = 16 * 1024 * 1024
 """Aimed at for one answer. No less than one record of each partition can be asked for."""
@@ -91,7 +91,7 @@ class LogTail:
     async def _hidden_gaps(self, from_offsets: Mapping[int, int]) -> list[int]:
         async with self._redis.deadline("tail's look at the states"):
             states = await self._redis.send(
-                [("HMGET", _state_key(partition), "next_offset") for partition in from_offsets]
+                [("HMGET", state_key(partition), "next_offset") for partition in from_offsets]
             )
             gaps, ahead = [], []
             for (partition, wanted), [next_offset] in zip(from_offsets.items(), states, strict=True):
@@ -101,7 +101,7 @@ class LogTail:
                     ahead.append(partition)
             # A record below next_offset is in the log before the state tells of it: looked for now, it is there.
             firsts = await self._redis.send(
-                [("XRANGE", _log_key(p), f"{from_offsets[p]}-0", "+", "COUNT", 1) for p in ahead]
+                [("XRANGE", log_key(p), f"{from_offsets[p]}-0", "+", "COUNT", 1) for p in ahead]
             )
         return gaps + [
             partition
@@ -118,11 +118,11 @@ def _xread(from_offsets: Mapping[int, int], block_ms: int, count: int) -> list[A
     block = ["BLOCK", block_ms] if block_ms > 0 else []
     # After `<offset>-0`, and an entry's id is `<offset>-1`: from the offset on.
     after = [f"{offset}-0" for offset in from_offsets.values()]
-    return ["XREAD", "COUNT", count, *block, "STREAMS", *map(_log_key, from_offsets), *after]
+    return ["XREAD", "COUNT", count, *block, "STREAMS", *map(log_key, from_offsets), *after]
 
 
 def _by_partition(reply: Any, from_offsets: Mapping[int, int]) -> dict[int, Records]:
-    partitions = {_log_key(partition).encode(): partition for partition in from_offsets}
+    partitions = {log_key(partition).encode(): partition for partition in from_offsets}
     return {
         partitions[key]: [(_offset(entry_id), fields[1]) for entry_id, fields in entries]
         for key, entries in reply or ()

@@ -6,26 +6,36 @@ included, is closed: a late answer can never be taken for another command's.
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from storage.errors import Misconfigured, Unavailable
-from storage.redis_log import Script
 
-_AS_THEY_ARE = ("XREAD", "XRANGE", "HGETALL", "SMEMBERS")
-"""Answers that the client would make dictionaries and sets of."""
+
+class Script:
+    """A Lua script of `storage/lua`, and the name by which the server knows it once it has it."""
+
+    def __init__(self, name: str) -> None:
+        self.source = (Path(__file__).parent / "lua" / f"{name}.lua").read_bytes()
+        self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
 
 class RedisClient:
-    """Answers are as the server gives them (RESP2): bytes, integers, lists, None. Close it."""
+    """Answers are as the server gives them (RESP2): bytes, integers, lists, None. Close it.
+
+    Commands go through redis-py's connections, not through its pipelines, which make Python objects of some answers.
+    """
 
     def __init__(self, url: str, *, connections: int, timeout_s: float) -> None:
+        """More calls than `connections` at once wait, within their deadline."""
         self._timeout_s = timeout_s
         self._pool = BlockingConnectionPool.from_url(
             url,
@@ -37,9 +47,6 @@ class RedisClient:
             socket_timeout=None,
             socket_connect_timeout=timeout_s,
         )
-        self._redis = Redis(connection_pool=self._pool)
-        for command in _AS_THEY_ARE:
-            self._redis.set_response_callback(command, _as_it_is)
 
     @asynccontextmanager
     async def deadline(self, what: str, *, added_s: float = 0.0) -> AsyncIterator[None]:
@@ -57,33 +64,51 @@ class RedisClient:
 
     async def send(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """The answers to commands that go out in one round trip; the first error among them is raised."""
-        return [_checked(reply) for reply in await self._send(commands)]
+        return [checked(reply) for reply in await self._send(commands)]
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        call = (len(keys), *keys, *arguments)
-        [reply] = await self._send([("EVALSHA", script.sha, *call)])
-        if isinstance(reply, NoScriptError):
-            [reply] = await self._send([("EVAL", script.source, *call)])
-        return _checked(reply)
+        [reply] = await self.run_each(script, [(keys, arguments)])
+        return checked(reply)
+
+    async def run_each(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
+        """Run a script for each of (keys, arguments) in one round trip. A call's error is its reply, see `checked`."""
+        arguments = [(len(keys), *keys, *values) for keys, values in calls]
+        replies = await self._send([("EVALSHA", script.sha, *each) for each in arguments])
+        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            in_full = await self._send([("EVAL", script.source, *arguments[index]) for index in unknown])
+            for index, reply in zip(unknown, in_full, strict=True):
+                replies[index] = reply
+        return replies
 
     async def _send(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """One pipeline without MULTI. A command's error is its reply; a broken connection is raised."""
+        """A command's error is its reply; a broken connection is raised."""
         if not commands:
             return []
-        pipeline = self._redis.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        return await pipeline.execute(raise_on_error=False)
+        connection: Connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands))
+            return [await _reply(connection) for _ in commands]
+        except BaseException:
+            # Answers that were not read would be taken for those of the next commands.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await self._pool.release(connection)
 
     async def close(self) -> None:
         await self._pool.aclose()
 
 
-def _as_it_is(response: Any, **_: Any) -> Any:
-    return response
+async def _reply(connection: Connection) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
 
 
-def _checked(reply: Any) -> Any:
+def checked(reply: Any) -> Any:
+    """The reply, if it is none; an error is raised."""
     if isinstance(reply, RedisError):
         raise reply
     return reply

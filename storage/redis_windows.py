@@ -23,8 +23,7 @@ import msgspec
 from config.settings import Settings
 from storage.aggregate import Aggregate, read_window_json, window_json
 from storage.errors import Fenced, FormatError, LogLost
-from storage.redis_client import RedisClient
-from storage.redis_log import Script
+from storage.redis_client import RedisClient, Script
 from storage.window_key import SIZE_S, Dimensions, Size, WindowKey, groups_key, redis_key
 from storage.window_store import Publication, PublishOutcome, WindowsCheckpoint
 
