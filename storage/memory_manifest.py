@@ -14,6 +14,7 @@ from storage.event_columns import OFFSET_COLUMNS
 from storage.event_store import Checkpoint
 from storage.fingerprint import partition_of
 from storage.lake_manifest import (
+    HOUR,
     SWAP_TIME_S,
     CommitOutcome,
     FileEntry,
@@ -252,8 +253,8 @@ class MemoryManifest:
             kept.entry
             for kept in self.live()
             if any(each in kept.file.projects for each in project_ids)
-            and (start is None or kept.file.max_timestamp >= start)
-            and (end is None or kept.file.min_timestamp < end)
+            and (start is None or kept.file.hour + HOUR > start)
+            and (end is None or kept.file.hour < end)
         ]
         rows = [
             row

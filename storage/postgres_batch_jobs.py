@@ -40,9 +40,10 @@ _FORGET = "DELETE FROM batch_jobs WHERE ended_at < now() - $1::interval"
 _STATE = "SELECT state FROM batch_jobs WHERE job_id = $1"
 _LAST_DAILY = "SELECT max(daily) FROM batch_jobs"
 _DAYS_LEFT = (
-    "SELECT coalesce(sum(last_day - first_day + 1), 0)::bigint FROM batch_pieces JOIN batch_jobs USING (job_id)"
-    " WHERE batch_jobs.state = 'running' AND NOT dry_run AND batch_pieces.state IN ('open', 'running')"
-    " AND $1 = ANY(projects)"
+    "SELECT coalesce(sum(piece.last_day - piece.first_day + 1), 0)::bigint"
+    " FROM batch_pieces AS piece JOIN batch_jobs AS job USING (job_id)"
+    " WHERE job.state = 'running' AND NOT job.dry_run AND piece.state IN ('open', 'running')"
+    " AND $1 = ANY(piece.projects)"
 )
 
 KEPT = timedelta(days=400)

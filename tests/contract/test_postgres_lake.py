@@ -270,7 +270,7 @@ async def test_a_tail_opens_only_the_days_that_may_hold_it(subject: PostgresLake
         "SELECT events_log_add_day(day::date) FROM generate_series(now() - interval '9 days', now(), '1 day') AS day"
     )
     since = datetime.now(UTC) - timedelta(minutes=1)
-    bounds = ("'shop'", "NULL", "NULL", "7", f"'{since}'")
+    bounds = ("ARRAY['shop']", "NULL", "NULL", "ARRAY[7]", f"ARRAY['{since}'::timestamptz]", f"'{since}'")
     query = statement("copy_tail")
     for number, bound in enumerate(bounds, 1):
         query = query.replace(f"${number}", bound)
