@@ -12,9 +12,10 @@ from pathlib import Path
 
 from storage.errors import Misconfigured
 
-PORTS = range(15_000, 32_768)
+PORTS = range(20_000, 32_768)
 """Below those that systems give to outgoing connections (Linux: from 32768; RFC 6335: from 49152). One of these could
-take a port between our choice and the server's start, or while a server that will want it again is down."""
+take a port between our choice and the server's start, or while a server that will want it again is down. Above those
+that Ray gives to its workers (10002 to 19999), which it does not let its other parts have."""
 
 
 def free_port() -> int:
