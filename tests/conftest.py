@@ -57,6 +57,9 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedd
     server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
     server.start()
     try:
+        # Nobody cuts the power here, and a database for each test means many files.
+        asyncio.run(_execute(server.url, "ALTER SYSTEM SET fsync = off"))
+        asyncio.run(_execute(server.url, "SELECT pg_reload_conf()"))
         yield server
     finally:
         server.stop()
