@@ -317,7 +317,7 @@ async def test_a_day_that_is_in_use_is_let_be(in_postgres: InPostgres, postgres_
         dropping = asyncio.create_task(subject.retention.drop_day(run, OLD_DAY, size=1))
         await asyncio.sleep(0.05)
         await subject.lake.store_events(event("e9"))
-        assert asyncio.get_running_loop().time() - began < 2, "a writer waits for the lock timeout at most"
+        assert asyncio.get_running_loop().time() - began < 10, "a writer waits for the lock timeout at most"
         with pytest.raises(Conflict):
             await dropping
     await reader.close()
@@ -385,7 +385,9 @@ async def test_every_kind_of_record_can_be_counted_and_deleted(in_postgres: InPo
     for group in await retention.groups():
         counted = await retention.count_old(group, before)
         gone = await retention.delete_old(run, group, before, limit=100)
-        assert gone == counted
+        assert gone.rows == counted.rows
+        # A row of another plan is put together otherwise.
+        assert gone.bytes == pytest.approx(counted.bytes, rel=0.1)
         removed[group] = gone.rows
         assert await retention.delete_old(run, group, before, limit=100) == Gone(0, 0)
     series = [Group("rollups", p, "events", g) for p in ("blog", "shop") for g in ("day", "hour")]
