@@ -131,13 +131,13 @@ async def trace_event(call: Call) -> Answer:
     letter = await services.queries.find_dead_letter(project_id, event_id)
     if letter is not None:
         return json_answer(_dead(event_id, letter))
-    place = await services.status.trace(project_id, event_id)
-    if place != "unknown":
-        return json_answer(Trace(event_id=event_id, state=_STATES[place]))
     begins = await services.queries.history_begins(project_id)
     found = await _in_lake(call, project_id, event_id) if call.query.lake else None
     if found is not None:
         return json_answer(msgspec.structs.replace(found, history_begins=begins))
+    place = await services.status.trace(project_id, event_id)
+    if place != "unknown":
+        return json_answer(Trace(event_id=event_id, state=_STATES[place]))
     asked = "and is in no file that could be read" if call.query.lake else "ask with lake=true"
     message = None if begins is None else f"What was stored before {begins:%Y-%m-%d} is in the lake alone: {asked}."
     return json_answer(Trace(event_id=event_id, state="unknown", history_begins=begins, message=message))
