@@ -1,6 +1,6 @@
 """The law of `storage.lake_manifest`, kept by the manifest in memory and by the one in PostgreSQL alike."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -16,31 +16,19 @@ from tests.contract.lake_subject import (
     SHOP,
     TIME,
     LakeSubject,
-    MemoryLake,
     epochs_of,
     lake_file,
     merged,
     named,
-    postgres_lake,
 )
 from tests.contract.log_records import event
 
 BOTH = sorted([SHOP, ELSEWHERE])
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Of an empty database, "" for the manifest in memory."""
-    return "" if request.param == "memory" else str(request.getfixturevalue("postgres_url"))
-
-
 @pytest.fixture
-async def subject(url: str) -> AsyncIterator[LakeSubject]:
-    if not url:
-        yield MemoryLake()
-        return
-    async for made in postgres_lake(url):
-        yield made
+def subject(lake_subject: LakeSubject) -> LakeSubject:
+    return lake_subject
 
 
 async def stored_on_both(subject: LakeSubject, count: int = 2) -> list[OffsetRange]:

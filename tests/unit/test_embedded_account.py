@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from storage.embedded import account
-from storage.embedded.account import AS_NOBODY, IN_A_NAMESPACE, NOBODY, OURS, account_for
+from storage.embedded.account import AS_NOBODY, IN_A_NAMESPACE, OURS, account_for
 from storage.errors import Misconfigured
 
 BINARY = Path("/opt/postgres")
@@ -16,6 +16,8 @@ BINARY = Path("/opt/postgres")
 def chowned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, int]]:
     """A machine on which we are root, with namespaces, and which nobody can reach; what was chowned."""
     calls: list[tuple[Path, int]] = []
+    # Whoever runs the tests may be the real one.
+    monkeypatch.setattr(account, "NOBODY", os.getuid() + 1)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "chown", lambda path, uid, _: calls.append((path, uid)))
     monkeypatch.setattr(account, "namespaces_work", lambda: True)
@@ -47,7 +49,7 @@ def test_root_without_namespaces_runs_it_as_nobody(
 ) -> None:
     monkeypatch.setattr(account, "namespaces_work", lambda: False)
     assert account_for(tmp_path, BINARY) is AS_NOBODY
-    assert chowned == [(tmp_path, NOBODY)]
+    assert chowned == [(tmp_path, account.NOBODY)]
 
 
 def test_a_folder_that_nobody_cannot_reach_is_refused_and_left_alone(
