@@ -35,19 +35,9 @@ OF_OTHER = Destination("d-other", "client", "other", "client", "s3://other/event
 OF_ALL = Destination("d-all", "all", "", "backup", "s3://all/events", region=EU)
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Of an empty database, "" for the lake in memory."""
-    return "" if request.param == "memory" else str(request.getfixturevalue("postgres_url"))
-
-
 @pytest.fixture
-async def subject(url: str) -> AsyncIterator[LakeSubject]:
-    if not url:
-        yield MemoryLake()
-        return
-    async for made in postgres_lake(url):
-        yield made
+def subject(lake_subject: LakeSubject) -> LakeSubject:
+    return lake_subject
 
 
 @pytest.fixture
