@@ -1,5 +1,5 @@
 -- $1 partition, $2 offset, $3 timestamp. Ranges of an hour do not overlap: of those that begin below, the last.
-SELECT file.key, file.rows, exported_at
+SELECT file.key, file.rows, exported.exported_at
 FROM (
     SELECT file_id, next_offset FROM lake_file_ranges
     WHERE partition_id = $1 AND hour = date_trunc('hour', $3::timestamptz, 'UTC') AND first_offset <= $2
