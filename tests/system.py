@@ -135,19 +135,20 @@ class RunningSystem:
 
     def kill(self, *words: str, deadline_s: float = 60.0) -> None:
         """SIGKILL to `pid_of`; return when another process has its place."""
-        before = self.pids_of(*words)
-        assert before, f"no process with {words}"
-        os.kill(before[0], signal.SIGKILL)
+        # It may be on its way back from the time before.
+        self.wait_for(*words, deadline_s=deadline_s)
         until = time.monotonic() + deadline_s
+        before = self.pids_of(*words)
+        os.kill(before[0], signal.SIGKILL)
         while before[0] in (after := self.pids_of(*words)) or len(after) < len(before):
             assert time.monotonic() < until, f"nothing comes in the place of {words}: {self.readiness()}"
             time.sleep(0.05)
 
-    def wait_for_another(self, pid: int, *words: str, deadline_s: float = 60.0) -> int:
-        """`pid_of` a process that comes in the place of that one."""
+    def wait_for(self, *words: str, but: int = 0, deadline_s: float = 60.0) -> int:
+        """`pid_of` a process that is on its way, or comes in the place of that one."""
         until = time.monotonic() + deadline_s
-        while not (found := [each for each in self.pids_of(*words) if each != pid]):
-            assert time.monotonic() < until, f"nothing comes in the place of {words}: {self.readiness()}"
+        while not (found := [each for each in self.pids_of(*words) if each != but]):
+            assert time.monotonic() < until, f"there is no {words}: {self.readiness()}"
             time.sleep(0.05)
         return found[0]
 

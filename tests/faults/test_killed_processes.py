@@ -69,7 +69,7 @@ async def test_a_stopped_batcher_is_replaced_and_fenced(system: RunningSystem, c
         zombie = system.pid_of(BATCHER)
         os.kill(zombie, signal.SIGSTOP)
         try:
-            await asyncio.to_thread(system.wait_for_another, zombie, BATCHER)
+            await asyncio.to_thread(system.wait_for, BATCHER, but=zombie)
             # Another one has the partitions when it comes back.
             await client.wait_for_acks("logged", 20)
         finally:

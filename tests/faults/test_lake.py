@@ -62,7 +62,7 @@ async def test_a_stopped_exporter_is_replaced_and_fenced(system: RunningSystem, 
     async with client.loading():
         os.kill(zombie, signal.SIGSTOP)
         try:
-            await asyncio.to_thread(system.wait_for_another, zombie, EXPORTER)
+            await asyncio.to_thread(system.wait_for, EXPORTER, but=zombie)
             async with asyncio.timeout(60):
                 while exporters(system)[0]["state"] != "open":
                     await asyncio.sleep(0.1)

@@ -107,7 +107,7 @@ def thread_nice(pid: int) -> int:
 
 
 def test_an_idle_keeper_costs_nothing_and_says_what_it_did(system: RunningSystem, client: Client) -> None:
-    process = psutil.Process(system.pid_of(KEEPER))
+    process = psutil.Process(system.wait_for(KEEPER))
     before = sum(process.cpu_times()[:2])
     time.sleep(IDLE_S)
     # It looks for work five times a second here, and once a minute by default.

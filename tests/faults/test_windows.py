@@ -37,7 +37,7 @@ async def test_a_stopped_aggregator_is_replaced_and_fenced(
     async with watched() as onlookers:
         os.kill(zombie, signal.SIGSTOP)
         try:
-            await asyncio.to_thread(system.wait_for_another, zombie, AGGREGATOR)
+            await asyncio.to_thread(system.wait_for, AGGREGATOR, but=zombie)
             # Another one has the partitions when it comes back.
             await asyncio.to_thread(system.wait_windows)
         finally:
