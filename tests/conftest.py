@@ -157,7 +157,8 @@ def system(tmp_path_factory: pytest.TempPathFactory, exporter_crash_file: Path) 
 
     environment = {"ANALYTICS_ACTORS_DASHBOARD": "true", CRASH_FILE: str(exporter_crash_file)}
     folder = tmp_path_factory.mktemp("system") / "data"
-    running = RunningSystem(folder, arguments=("--port", "0"), environment=environment)
+    destinations = ("--set", f"destinations.folder={folder.parent / 'clients'}", "--set", "destinations.interval_s=2")
+    running = RunningSystem(folder, arguments=("--port", "0", *destinations), environment=environment)
     try:
         running.start()
         yield running

@@ -48,4 +48,22 @@ def test_an_audit_of_imported_days_finds_nothing_and_changes_nothing(settled: Ru
     assert progress["events"] == DATA.answers["eventsPerProject"][PROJECT]
     assert progress["rows"] == len(before) and progress["rowsChanged"] == 0
     assert roll_ups(settled) == before
+
+
+def test_what_is_wrong_is_found_and_put_right(settled: RunningSystem) -> None:
+    before = roll_ups(settled)
+    wrong = (
+        "WITH chosen AS (SELECT ctid FROM metric_aggregates WHERE project_id = $1 ORDER BY ctid LIMIT 5)"
+        " UPDATE metric_aggregates SET count = count + 1 FROM chosen WHERE metric_aggregates.ctid = chosen.ctid"
+    )
+    gone = (
+        "DELETE FROM metric_aggregates WHERE ctid IN"
+        " (SELECT ctid FROM metric_aggregates WHERE project_id = $1 ORDER BY ctid LIMIT 3)"
+    )
+    asyncio.run(settled.sql(gone, PROJECT))
+    asyncio.run(settled.sql(wrong, PROJECT))
+    assert run(settled, "--dry-run")["progress"]["rowsChanged"] == 8
+    assert run(settled)["progress"]["rowsChanged"] == 8
+    assert run(settled, "--dry-run")["progress"]["rowsChanged"] == 0
+    assert len(roll_ups(settled)) == len(before)
     assert "command" in settled.cli("batch", "status").stdout

@@ -3,10 +3,12 @@ one."""
 
 import asyncio
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import httpx
 import pytest
 
@@ -27,6 +29,15 @@ def lake(loaded: RunningSystem) -> RunningSystem:
     loaded.wait_healthy()
     asyncio.run(wait_exported(loaded))
     return loaded
+
+
+@pytest.fixture(scope="module")
+def destination(lake: RunningSystem) -> dict[str, Any]:
+    """Of a client's folder, with one project's whole past: served some seconds later."""
+    project, place = SETS[0].projects[0], lake.data.parent / "clients" / "acme"
+    lake.cli("projects", "set-client", project, "acme")
+    words = ("create", place.as_uri(), "--project", project, "--since", "beginning")
+    return command(lake, "destinations", *words)
 
 
 def get(system: RunningSystem, path: str, **parameters: Any) -> dict[str, Any]:
@@ -82,6 +93,13 @@ def test_exports_have_every_event_of_a_project_by_hour(lake: RunningSystem, data
     assert command(lake, "files", "--project", project)["files"] == files
 
 
+def test_a_place_that_is_not_allowed_is_refused(lake: RunningSystem, destination: dict[str, Any]) -> None:
+    assert (destination["projectId"], destination["files"]) == (SETS[0].projects[0], 0)
+    for place in (lake.data / "lake", lake.data.parent / "elsewhere"):
+        done = lake.cli("lake", "destinations", "create", place.as_uri(), "--all", check=False)
+        assert done.returncode != 0 and "destinations.folder" in done.stderr
+
+
 @pytest.mark.parametrize("data", SETS, ids=lambda data: data.name)
 def test_volumes_of_a_project_by_day(lake: RunningSystem, data: DataSet) -> None:
     for project, answers in data.answers["largestProjects"].items():
@@ -115,6 +133,23 @@ async def test_a_good_lake_is_verified_to_the_last_row(lake: RunningSystem) -> N
     assert found["foreign"] == []
     [stored] = await lake.sql("SELECT count(*) FROM events_log")
     assert (found["files"], found["rows"]) == (len(await live_keys(lake)), stored["count"])
+
+
+def test_a_destination_has_every_event_of_its_project(lake: RunningSystem, destination: dict[str, Any]) -> None:
+    project, events = destination["projectId"], SETS[0].answers["eventsPerProject"][destination["projectId"]]
+    until_s = time.monotonic() + 60
+    while (found := command(lake, "destinations", "show", destination["destinationId"]))["rows"] < events:
+        assert time.monotonic() < until_s, found
+        time.sleep(0.5)
+    assert (found["state"], found["rows"], found["lastError"]) == ("ok", events, "")
+    place = lake.data.parent / "clients" / "acme" / "events"
+    counted = duckdb.sql(
+        f"SELECT count(*), count(DISTINCT event_id), min(project_id), max(project_id)"
+        f" FROM read_parquet('{place}/**/*.parquet', hive_partitioning = true)"
+    ).fetchone()
+    assert counted == (events, events, project, project)
+    delivered = command(lake, "volumes", "--client", "acme", "--delivered")
+    assert delivered["totals"] == {"rows": events, "bytes": found["bytes"]}
 
 
 def test_a_damaged_file_is_named_by_verify_and_by_queries(lake: RunningSystem) -> None:
