@@ -122,8 +122,10 @@ def main() -> None:
             valkey.start()
             asyncio.run(migrate(postgres.url))
             settings = Settings()
+            (Path(folder) / "gateway").mkdir()
             settings = msgspec.structs.replace(
                 settings,
+                data=folder,
                 store=msgspec.structs.replace(settings.store, postgres_url=postgres.url),
                 log=msgspec.structs.replace(settings.log, redis_url=valkey.url),
             )
