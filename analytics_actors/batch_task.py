@@ -30,6 +30,9 @@ CONNECTIONS = 3
 CRASH_FILE = "BATCH_CRASH_FILE"
 """For tests, in the environment: see `analytics_actors.lake.crash`."""
 
+RESULT_DEADLINE_S = 5.0
+"""It is there already; what went with its machine meanwhile is a task that has failed."""
+
 TASK_OPTIONS: dict[str, Any] = {
     "num_cpus": 0,
     # The driver starts another: it knows what is left to do.
@@ -90,7 +93,7 @@ class RayWorker:
         if not done:
             return None
         try:
-            ray.get(self._reference)
+            ray.get(self._reference, timeout=RESULT_DEADLINE_S)
         except RayError as error:
             return str(error).strip() or type(error).__name__
         return ""

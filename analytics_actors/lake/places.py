@@ -25,6 +25,8 @@ from storage.destinations import Destination
 from storage.errors import Misconfigured
 from storage.object_store import ObjectStore, lake_url, open_object_store, split_url
 
+RESOLVE_DEADLINE_S = 5.0
+
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
 _PROFILE = re.compile(r"[A-Za-z0-9 ._@-]{0,100}")
@@ -80,7 +82,8 @@ class Places:
         self._hosts.check(url)
         host, port = url.raw_host or "", url.port
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            async with asyncio.timeout(RESOLVE_DEADLINE_S):
+                found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise Refused(f"{host} is no host that is known: {error}") from error
         for *_, where in found:
