@@ -35,10 +35,13 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        return not self._reading.done()
+        return not (self._reading.done() or self._writer.is_closing())
 
     def send(self, kind: int, payload: bytes) -> "asyncio.Future[bytes]":
-        """The answer to come; `LinkError` when the connection ends before."""
+        """The answer to come; `LinkError` when the connection ends before, or has ended."""
+        if not self.is_open:
+            # uvloop would raise its RuntimeError, before the reading task has heard of the end.
+            raise LinkError("the connection was closed")
         self._calls = (self._calls + 1) & 0xFFFFFFFF
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._answers[self._calls] = answer

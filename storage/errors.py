@@ -56,3 +56,11 @@ class Conflict(StorageError):
 
 class Misconfigured(StorageError):
     """A service is reachable and not usable as it is set up."""
+
+
+def is_broken_transport(error: RuntimeError) -> bool:
+    """Whether this is uvloop's word for a write to a connection that has just broken.
+
+    Drivers are written for asyncio's transports, which ignore such a write and let the reader say what happened.
+    """
+    return "the handler is closed" in str(error)

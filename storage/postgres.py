@@ -19,7 +19,7 @@ from typing import TypeAlias
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from storage.errors import StorageError, Unavailable
+from storage.errors import StorageError, Unavailable, is_broken_transport
 
 _DEADLINES = ("statement_timeout", "lock_timeout", "transaction_timeout")
 _SET_DEADLINE = "SELECT " + ", ".join(f"set_config('{name}', $1, true)" for name in _DEADLINES)
@@ -147,3 +147,7 @@ def translated() -> Iterator[None]:
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError, OSError) as error:
         # The driver's internal error is what it says of a session that the server has just ended.
         raise Unavailable(f"PostgreSQL did not answer: {type(error).__name__} {error}".rstrip()) from error
+    except RuntimeError as error:
+        if not is_broken_transport(error):
+            raise
+        raise Unavailable("PostgreSQL did not answer: the connection broke") from error

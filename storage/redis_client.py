@@ -17,7 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError, ResponseError
 
-from storage.errors import Misconfigured, Unavailable
+from storage.errors import Misconfigured, Unavailable, is_broken_transport
 
 
 class Script:
@@ -61,6 +61,10 @@ class RedisClient:
             raise Misconfigured(f"Redis refuses {what}: {error}; check user, password and ACL") from error
         except (RedisError, OSError) as error:
             raise Unavailable(f"Redis: {what}: {error}") from error
+        except RuntimeError as error:
+            if not is_broken_transport(error):
+                raise
+            raise Unavailable(f"Redis: the connection broke during {what}") from error
 
     async def send(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """The answers to commands that go out in one round trip; the first error among them is raised."""

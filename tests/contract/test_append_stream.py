@@ -1,12 +1,16 @@
 """The connection between a gateway and a batcher, over real sockets on loopback and in one event loop."""
 
 import asyncio
+import contextlib
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+import uvloop
 
 from analytics_actors.append_stream import APPEND, MAX_FRAME_BYTES, WAIT_STORED, AppendServer, Endpoint
-from gateway.shard_stream import LinkError, ShardStream
+from gateway.shard_stream import Connection, LinkError, ShardStream
 
 DEADLINE_S = 2.0
 
@@ -108,6 +112,25 @@ async def test_a_connection_that_ends_fails_its_calls_and_the_next_call_finds_th
         await calls
     started.endpoint = successor.endpoint
     assert await started.append(b"b") == b"+b"
+
+
+def test_a_call_on_a_connection_that_broke_a_moment_ago_fails_like_any_other() -> None:
+    async def run() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            connection = await Connection.open(Endpoint("127.0.0.1", server.getsockname()[1], b"secret"))
+            peer, _ = server.accept()
+            # Closed with unread data and no lingering: a reset, as from a process that was killed.
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            # One turn of the loop at a time: in one of them the transport is closed and nobody has been told.
+            for _ in range(10):
+                with contextlib.suppress(LinkError):
+                    connection.send(APPEND, b"a").add_done_callback(asyncio.Future.exception)
+                await asyncio.sleep(0)
+            assert not connection.is_open
+
+    for _ in range(20):
+        uvloop.run(run())
 
 
 async def test_a_call_that_fails_has_an_unknown_outcome(start: Start) -> None:

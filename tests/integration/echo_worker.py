@@ -1,7 +1,7 @@
 """A worker with the real server and protocol around a tiny app: `python -m tests.integration.echo_worker`.
 
-The app answers the length of the body; `/slow` does so after a second; `/pid` answers the process id;
-`/early` answers without reading the body.
+The app answers the length of the body; `/slow` says in the log that it has begun, and does so after a second;
+`/pid` answers the process id; `/early` answers without reading the body.
 """
 
 import argparse
@@ -27,6 +27,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         length += len(message.get("body", b""))
         more = message.get("more_body", False)
     if scope["path"] == "/slow":
+        print("slow", flush=True)
         await asyncio.sleep(1)
     body = str(os.getpid() if scope["path"] == "/pid" else length).encode()
     headers = [(b"content-length", b"%d" % len(body))]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,12 @@ class Gateway:
     def answering(self) -> int:
         """The pid of a worker that answers."""
         return int(httpx.get(f"{self.url}/pid", timeout=PATIENCE_S).text)
+
+    def slow_request(self, pool: ThreadPoolExecutor) -> Future[httpx.Response]:
+        """A request for `/slow` that has arrived and waits for its answer."""
+        request = pool.submit(httpx.post, f"{self.url}/slow", content=b"hello", timeout=PATIENCE_S)
+        wait_for(lambda: "slow" in self._log_file.read_text().split())
+        return request
 
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._log_file.read_text().splitlines() if line.startswith("{")]
@@ -106,8 +112,7 @@ def test_workers_share_the_socket(tmp_path: Path) -> None:
 def test_stop_answers_the_request_in_flight(tmp_path: Path, number: signal.Signals) -> None:
     with gateway(tmp_path) as system, ThreadPoolExecutor(1) as pool:
         system.answering()
-        request = pool.submit(httpx.post, f"{system.url}/slow", content=b"hello", timeout=PATIENCE_S)
-        time.sleep(0.4)
+        request = system.slow_request(pool)
         system.process.send_signal(number)
         assert request.result().text == "5"
         assert system.process.wait(PATIENCE_S) == 0
@@ -126,8 +131,7 @@ def test_workers_of_a_killed_supervisor_drain_and_free_the_port(tmp_path: Path) 
     with gateway(tmp_path) as first, ThreadPoolExecutor(1) as pool:
         worker = first.answering()
         port = first.port
-        request = pool.submit(httpx.post, f"{first.url}/slow", content=b"hello", timeout=PATIENCE_S)
-        time.sleep(0.4)
+        request = first.slow_request(pool)
         first.process.kill()
         first.process.wait()
         with gateway(tmp_path, port=port) as second:
