@@ -6,7 +6,7 @@ Several processes share the tests of a tier by files (`--dist loadfile`); each t
 import asyncio
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,17 @@ class TogetherScheduling(LoadFileScheduling):  # type: ignore[misc]
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
     return TogetherScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Who reads of a failure elsewhere does not have the data folder: what the system complained of goes with it."""
+    report = yield
+    if report.failed:
+        fixtures = getattr(item, "funcargs", {}).values()
+        for running in {each for each in fixtures if isinstance(each, RunningSystem)}:
+            report.sections.append(("complaints of the system", running.complaints()))
+    return report
 
 
 @pytest.fixture(autouse=True)

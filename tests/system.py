@@ -104,6 +104,15 @@ class RunningSystem:
         except (httpx.HTTPError, ValueError) as error:
             return repr(error)
 
+    def complaints(self, *, lines: int = 40) -> str:
+        """The last warnings and errors of gateway, actors and `up`."""
+        found = []
+        for path in sorted((self.data / "logs").glob("*.log")):
+            text = path.read_text(errors="replace").splitlines()
+            warned = [line[:2000] for line in text if line.startswith("{") and '"level": "info"' not in line]
+            found += [f"-- {path.name}", *warned[-lines:]] if warned else []
+        return "\n".join(found)
+
     @property
     def url(self) -> str:
         return str(self.connection["gateway_url"])
