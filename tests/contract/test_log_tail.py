@@ -81,12 +81,12 @@ async def test_a_read_waits_for_the_next_record_and_no_longer(subject: Subject) 
     await subject.append(7, b"a")
     started = time.monotonic()
     assert await subject.read(p7=1, p8=0, block_ms=200) == NOTHING
-    assert 0.15 < time.monotonic() - started < 2
-    reading = asyncio.create_task(subject.read(p7=1, p8=0, block_ms=5000))
+    assert 0.15 < time.monotonic() - started < 10
+    reading = asyncio.create_task(subject.read(p7=1, p8=0, block_ms=60_000))
     await asyncio.sleep(0.05)
     assert not reading.done()
     await subject.append(8, b"x")
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         assert await reading == TailRead({8: [(0, b"x")]}, [])
 
 

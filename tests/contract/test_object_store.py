@@ -179,14 +179,14 @@ async def test_a_listing_has_many_pages(subject: Subject) -> None:
     assert await keys_of(subject.store) == []
 
 
-@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", ".", ".partial/x", "a\n", "a/\x00"])
-async def test_what_is_no_key_is_refused(subject: Subject, key: str, tmp_path: Path) -> None:
+async def test_what_is_no_key_is_refused(subject: Subject) -> None:
     store = subject.store
-    for call in (store.put_if_absent(key, b""), store.get(key), store.head(key), store.delete([key])):
+    for key in ("", "/a", "a/", "a//b", "../a", "a/../b", ".", ".partial/x", "a\n", "a/\x00"):
+        for call in (store.put_if_absent(key, b""), store.get(key), store.head(key), store.delete([key])):
+            with pytest.raises(ValueError, match="is no key"):
+                await call
         with pytest.raises(ValueError, match="is no key"):
-            await call
-    with pytest.raises(ValueError, match="is no key"):
-        await store.copy("a", key) if key else await store.copy(key, "a")
+            await store.copy("a", key) if key else await store.copy(key, "a")
 
 
 async def test_only_a_folder_has_local_paths(subject: Subject) -> None:

@@ -48,7 +48,7 @@ async def test_a_claim_ends_a_session_that_sits_on_the_checkpoint(store: Postgre
     await connection.execute(f"BEGIN; {LOCK}")
     started = time.monotonic()
     assert await store.claim(0, epoch=2) == Checkpoint(0, 2, 0)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
         await connection.execute("COMMIT")
 

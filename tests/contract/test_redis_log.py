@@ -135,7 +135,7 @@ async def test_a_stopped_server_is_unavailable_in_time_and_its_late_answers_go_n
             started = time.monotonic()
             results = await asyncio.gather(*(log.state([p]) for p in states), return_exceptions=True)
             assert all(isinstance(result, Unavailable) for result in results)
-            assert time.monotonic() - started < 4
+            assert time.monotonic() - started < 5 * 1.5, "one after the other"
         finally:
             process_of(own_server).send_signal(signal.SIGCONT)
         for partition, state in states.items():
