@@ -25,7 +25,7 @@ from gateway.metric_query import DAY_S, HOUR_S, Plan
 from gateway.metric_read import Interval, Read
 from gateway.rollup_reads import PastDays, RollupReads
 from gateway.window_reads import Unusable, WindowReads
-from storage.errors import Misconfigured, Unavailable
+from storage.errors import FileUnavailable, Misconfigured, Unavailable
 from storage.rollups import RollupStore
 from storage.window_key import lateness_s, live_from
 from storage.window_store import WindowStore
@@ -116,6 +116,8 @@ class MetricReader:
                 pass
             except TimeoutError:
                 because = "the metric was not counted then, and counting its events takes too long for one answer"
+            except FileUnavailable as error:
+                because = f"the metric was not counted then, and a file of its events cannot be had: {error}"
             except Unavailable as error:
                 _log.warning("metrics lack days", extra={"action": "past_unavailable", "reason": str(error)})
                 because = "the metric was not counted then, and the events cannot be had at the moment"

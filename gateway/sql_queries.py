@@ -22,8 +22,9 @@ from gateway.errors import ApiError
 from gateway.metrics import Metrics
 from storage.errors import Misconfigured, Unavailable
 from storage.event_columns import OFFSET_COLUMNS
-from storage.lake_cache import Fetched, LakeCache, NotFetched, Wanted
-from storage.lake_manifest import FileEntry, LakeSnapshot, LakeSnapshots
+from storage.lake_cache import Fetched, LakeCache, NotFetched
+from storage.lake_checks import Wanted
+from storage.lake_manifest import LakeSnapshot, LakeSnapshots
 from storage.object_store import ObjectStore
 from storage.sandbox.sandboxes import QueryRefused, Sandboxes
 from storage.sandbox.wire import Format, Question, Refused, Result, Sources
@@ -109,7 +110,7 @@ class SqlQueries:
         self, project_id: str, sql: str, form: Format, *, max_rows: int | None, strict: bool
     ) -> SqlAnswer:
         settings = self.settings
-        objects, cache = await self._prepare()
+        _, cache = await self._prepare()
         async with self._own_folder() as folder:
             question = Question(
                 project_id=project_id,
@@ -128,12 +129,19 @@ class SqlQueries:
                     files, [position] = snapshot.files, snapshot.positions
                     partition = position.checkpoint.partition
                     tail = await self._write_tail(snapshot, folder / "tail.arrow")
-                fetched = await self._fetch(objects, cache, files, folder)
+                wanted = [Wanted.of(file) for file in files]
+                fetched = await self._fetch(cache, wanted, folder)
                 if strict and fetched.missing:
                     raise ApiError(
                         "unavailable", _missing_words(fetched.missing), hint="Without strict it is left out."
                     )
-                result, body = await asked.run(Sources(files=fetched.paths, tail=tail, partition=partition))
+                try:
+                    result, body = await asked.run(Sources(files=fetched.paths, tail=tail, partition=partition))
+                except QueryRefused as error:
+                    if error.refused.code == "unavailable":
+                        # A file has become unreadable since it was looked at: the next query names it.
+                        cache.forget(wanted)
+                    raise
         cold = sum(file.tier == "cold" for file in files)
         return SqlAnswer(result, body, len(fetched.paths), cold, fetched.missing)
 
@@ -177,45 +185,19 @@ class SqlQueries:
                 writer.close()
         return None if writer is None else str(path)
 
-    async def _fetch(self, objects: ObjectStore, cache: LakeCache, files: Sequence[FileEntry], folder: Path) -> Fetched:
-        places = [objects.local_path(file.key) for file in files]
-        if all(place is not None for place in places):
-            return await asyncio.to_thread(_in_place, files, places)
-        size = sum(file.bytes for file in files)
+    async def _fetch(self, cache: LakeCache, wanted: Sequence[Wanted], folder: Path) -> Fetched:
+        size = cache.far_bytes(wanted)
         if size > cache.max_bytes:
             raise ApiError(
                 "query_too_large",
                 f"The query reads {size:,} bytes of files; {cache.max_bytes:,} fit on this machine at once.",
             )
-        wanted = [Wanted(file.key, file.bytes) for file in files]
         return await cache.fetch(wanted, folder, deadline_s=self.settings.deadline_s * FETCH_SHARE)
 
     async def close(self) -> None:
         await self._sandboxes.close()
         if self._prepared is not None:
             await self._prepared[0].close()
-
-
-def _in_place(files: Sequence[FileEntry], places: Sequence[Path | None]) -> Fetched:
-    paths, missing = [], []
-    for file, place in zip(files, places, strict=True):
-        reason = _wrong(place, file.bytes)
-        if reason is None:
-            paths.append(str(place))
-        else:
-            missing.append(NotFetched(file.key, reason))
-    return Fetched(paths, missing)
-
-
-def _wrong(place: Path | None, size: int) -> str | None:
-    """Why what is there cannot be read for the file, by its size; None when it can."""
-    try:
-        found = None if place is None else place.stat().st_size
-    except OSError:
-        found = None
-    if found is None:
-        return "not in the folder"
-    return None if found == size else "damaged"
 
 
 def _missing_words(missing: Sequence[NotFetched]) -> str:

@@ -107,6 +107,7 @@ class Source(NamedTuple):
 
     key: str
     bytes: int
+    checksum: str
 
 
 class Delivered(NamedTuple):

@@ -3,6 +3,7 @@
 StorageError
 ├── FormatError        stored bytes are damaged or of an unknown version
 ├── Unavailable        a service did not answer in time or refused the connection: try again
+│   └── FileUnavailable    a file of the lake is missing or damaged; the message names it
 ├── Fenced             another owner has taken the partition over: stop writing
 ├── LogLost            the partition's log state is gone (FLUSHALL, lost disk): open it anew
 ├── LogFull            the log's memory is at its bound: slow down
@@ -24,6 +25,10 @@ class FormatError(StorageError):
 
 class Unavailable(StorageError):
     """A service did not answer in time or refused the connection; the call's outcome may be unknown."""
+
+
+class FileUnavailable(Unavailable):
+    """A file of the lake is not there, or not what was put there. The message names it, and no place beyond its key."""
 
 
 class Fenced(StorageError):

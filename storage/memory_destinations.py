@@ -179,7 +179,7 @@ class MemoryDestinations:
 
     async def sources(self, delivery_id: int, hour: datetime) -> Sequence[Source]:
         _, files = self._of(delivery_id)
-        return [Source(file.file.key, file.file.bytes) for file in files if file.file.hour == hour]
+        return [Source(f.file.key, f.file.bytes, f.file.checksum) for f in files if f.file.hour == hour]
 
     def _of(self, delivery_id: int) -> tuple[KeptDestination | None, Sequence[KeptFile]]:
         self._check()

@@ -23,7 +23,7 @@ from typing import Literal, Protocol
 import pyarrow as pa
 
 from config.settings import Settings
-from storage.errors import FormatError, Unavailable
+from storage.errors import FileUnavailable, FormatError, Unavailable
 from storage.event_batch import COLUMNS
 from storage.event_columns import EventColumns, PostgresEventColumns, RecordChunks, instant
 from storage.lake_cache import CACHE
@@ -149,7 +149,7 @@ def _next_of(file: FileEntry, rows: Iterator[pa.RecordBatch]) -> pa.RecordBatch 
     try:
         return next(rows, None)
     except (FormatError, OSError) as error:
-        raise Unavailable(f"{file.key} of the lake cannot be read: {error}") from error
+        raise FileUnavailable(f"{file.key} of the lake: cannot be read") from error
 
 
 def _microseconds(at: datetime) -> int:

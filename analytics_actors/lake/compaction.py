@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 
 from analytics_actors.counters import Counters
 from analytics_actors.lake.carrying import CrashPoint, NameTaken, Patience, no_crash
+from analytics_actors.lake.objects import check_bytes
 from analytics_actors.windows.sources import Compute
 from config.settings import MIB, LakeSettings
 from storage.destinations import Stretch
@@ -156,6 +157,8 @@ class Compaction:
     ) -> LakeFile:
         """The new file, as it lies in the object store."""
         paths = await self._local(sources, folder)
+        for path, file in zip(paths, sources, strict=True):
+            await self._compute(check_bytes, path, file.key, file.checksum)
         hour = int(sources[0].hour.timestamp())
         key = key_of(hour, plan_id, 0, kind="compact")
         is_cold = sources[0].tier == "cold"

@@ -31,7 +31,7 @@ from tempfile import TemporaryDirectory
 from analytics_actors.counters import Counters
 from analytics_actors.lake.carrying import CrashPoint, NameTaken, no_crash
 from analytics_actors.lake.compaction import MAX_FILES, MAX_OPEN_BYTES, open_bytes
-from analytics_actors.lake.objects import local_copy
+from analytics_actors.lake.objects import check_bytes, local_copy
 from analytics_actors.windows.sources import Compute
 from storage.destinations import Delivered, Delivery, Destination, Destinations, OpenPlace
 from storage.errors import StorageError, Unavailable
@@ -127,7 +127,9 @@ class Delivering:
         """The hour's file, at `_target` of the folder; None when there is nothing of the destination's."""
         sources = await self._destinations.sources(delivery.delivery_id, hour)
         async with AsyncExitStack() as copies:
-            paths = [await copies.enter_async_context(local_copy(self._lake, key, folder)) for key, _ in sources]
+            paths = [await copies.enter_async_context(local_copy(self._lake, each.key, folder)) for each in sources]
+            for path, source in zip(paths, sources, strict=True):
+                await self._compute(check_bytes, path, source.key, source.checksum)
             made: FileSummary | None = await self._compute(
                 make_file, paths, folder, delivery, int(hour.timestamp()), self._compression
             )

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from storage.errors import Missing
+from storage.errors import FormatError, Missing
 from storage.lake_file import COLD
-from storage.object_store import ObjectStore
+from storage.object_store import ObjectStore, sha256_of
 
 AT_ONCE = 4
 """Each waits for the network or the disk, and one from afar lies on this machine's disk meanwhile."""
@@ -53,3 +53,10 @@ async def local_copy(objects: ObjectStore, key: str, folder: Path) -> AsyncItera
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def check_bytes(path: Path, key: str, checksum: str) -> None:
+    """Raises `FormatError` unless the file is what was put under the key: what is damaged is not written anew, under a
+    checksum that fits it."""
+    if sha256_of(path) != checksum:
+        raise FormatError(f"{key} is damaged: its checksum is not the manifest's")

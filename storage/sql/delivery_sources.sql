@@ -1,5 +1,5 @@
 -- $1 delivery, $2 hour.
-SELECT file.key, file.bytes
+SELECT file.key, file.bytes, file.checksum
 FROM lake_files AS file
 WHERE file.file_id IN (
     SELECT held.file_id

@@ -147,7 +147,7 @@ async def test_what_was_merged_meanwhile_is_read_from_the_new_file(
     assert plan is not None
     new = merged("events/compact-1.parquet", *files.values())
     assert await subject.manifest.swap(plan, [new]) == "committed"
-    assert await destinations.sources(delivery.delivery_id, HOUR) == [Source(new.key, new.bytes)]
+    assert await destinations.sources(delivery.delivery_id, HOUR) == [Source(new.key, new.bytes, new.checksum)]
     await deliver(destinations, OF_SHOP)
     assert await deliver(destinations, OF_SHOP) == (Stretch("shop", SHOP, 2, 4),)
 

@@ -18,7 +18,7 @@ from analytics_actors.lake.rebuilding import rebuild
 from analytics_actors.windows.sources import in_thread
 from config.settings import DestinationSettings, LakeSettings, Settings
 from storage.destinations import Destination
-from storage.errors import Misconfigured, Unavailable
+from storage.errors import FormatError, Misconfigured, Unavailable
 from storage.lake_file import SCHEMA, read_note
 from storage.object_store import open_object_store
 from storage.postgres_destinations import PostgresDestinations
@@ -167,6 +167,24 @@ async def test_a_place_that_cannot_be_had_is_told_and_tried_again(delivered: Del
         await delivered.delivering().step()
     assert "destinations." in (await delivered.destinations.status("d-acme")).last_error
     delivered.places = there
+    await delivered.delivering().step()
+    await delivered.check("shop")
+
+
+async def test_what_is_damaged_in_the_lake_is_not_delivered(delivered: Delivered) -> None:
+    lake = delivered.lake
+    await delivered.destinations.create(delivered.destination)
+    await lake.store(["shop"])
+    await lake.export()
+    [key] = await lake.keys()
+    whole = await lake.objects.get(key)
+    at = whole.index(b"amount")
+    await lake.damage(key, lambda raw: raw[:at] + b"A" + raw[at + 1 :])
+    with pytest.raises(FormatError, match="damaged"):
+        await delivered.delivering().step()
+    assert key in (await delivered.destinations.status("d-acme")).last_error
+    assert not await delivered.events()
+    await lake.damage(key, lambda _: whole)
     await delivered.delivering().step()
     await delivered.check("shop")
 

@@ -1,28 +1,40 @@
 """The law of `storage.event_columns.StoredEvents`: the same events come back wherever they are."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from storage.errors import Unavailable
+from analytics_actors.batch.worker import BatchWorker
+from analytics_actors.windows.definition_book import DefinitionBook
+from analytics_actors.windows.recount import Recount
+from analytics_actors.windows.sources import in_thread
+from config.settings import WindowSettings
+from storage.batch_jobs import PlannedPiece, Request
+from storage.errors import FileUnavailable, Unavailable
 from storage.event_batch import COLUMNS
 from storage.event_columns import MemoryEventColumns, PostgresEventColumns, StoredEvents
 from storage.folder_objects import FolderObjects
 from storage.lake_files import LakeFiles
 from storage.memory_store import MemoryStore
-from storage.object_store import ObjectStore
+from storage.metric_registry import MemoryMetricRegistry
+from storage.object_store import ObjectStore, open_object_store
 from storage.past_events import PastEvents, PostgresHorizon
+from storage.postgres_batch_jobs import PostgresBatchJobs
+from storage.postgres_rollups import PostgresRollups
 from tests.contract.lake_subject import BLOG, ELSEWHERE, PARTITIONS, TIME, MemoryLake, PostgresLake, postgres_lake
 from tests.contract.log_records import event
 from tests.contract.real_lake import RealLake
+from tests.contract.test_object_store import settings_of
+from tests.object_servers import ObjectServer
 
 DAY_S = 86400.0
 AHEAD_S = 86400.0
-PLACES = ("memory", "postgres", "tail", "half exported", "exported", "removed", "merged")
+PLACES = ("memory", "postgres", "tail", "half exported", "exported", "afar", "removed", "merged")
 
 _Step = Callable[[], Awaitable[None]]
 
@@ -64,14 +76,18 @@ def database_url(place: str, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def subject(place: str, database_url: str, tmp_path: Path) -> AsyncIterator[Subject]:
+async def subject(
+    place: str, database_url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Subject]:
     if place == "memory":
         memory = MemoryLake()
         assert isinstance(memory.store, MemoryStore)
         yield Subject(MemoryEventColumns(memory.store, chunk_rows=2), memory.store_events, _nothing, _nothing)
         return
     async for lake in postgres_lake(database_url):
-        objects = FolderObjects(tmp_path / "lake")
+        objects: ObjectStore = FolderObjects(tmp_path / "lake")
+        if place == "afar":
+            objects = request.getfixturevalue("bucket")
         real = RealLake(lake, objects, tmp_path)
         past, files = past_of(lake, objects, tmp_path, prefer_lake=place != "postgres")
 
@@ -87,10 +103,11 @@ async def subject(place: str, database_url: str, tmp_path: Path) -> AsyncIterato
         settle: dict[str, _Step] = {
             "half exported": real.export,
             "exported": real.export,
+            "afar": real.export,
             "merged": real.export,
             "removed": real.export,
         }
-        finish: dict[str, _Step] = {"exported": real.export, "merged": merge, "removed": remove}
+        finish: dict[str, _Step] = {"exported": real.export, "afar": real.export, "merged": merge, "removed": remove}
         yield Subject(past, lake.store_events, settle.get(place, _nothing), finish.get(place, _nothing))
         await files.close()
 
@@ -199,6 +216,16 @@ async def lake(postgres_url: str) -> AsyncIterator[PostgresLake]:
 
 
 @pytest.fixture
+def bucket(moto_server: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ObjectStore]:
+    """Of S3."""
+    for name, value in moto_server.environment().items():
+        monkeypatch.setenv(name, value)
+    store = open_object_store(settings_of(moto_server), data=tmp_path)
+    yield store
+    asyncio.run(store.close())
+
+
+@pytest.fixture
 async def real(lake: PostgresLake, tmp_path: Path) -> RealLake:
     return RealLake(lake, FolderObjects(tmp_path / "lake"), tmp_path)
 
@@ -237,10 +264,13 @@ async def test_what_is_removed_during_a_read_ends_it(
     assert await _count(past) == 3
 
 
+@pytest.mark.parametrize("where", ["folder", "bucket"])
 @pytest.mark.parametrize("change", ["gone", "cut", "a bit", "another's"])
 async def test_a_file_that_is_not_as_it_was_put_is_never_a_part(
-    change: str, lake: PostgresLake, real: RealLake, tmp_path: Path
+    change: str, where: str, lake: PostgresLake, real: RealLake, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    if where == "bucket":
+        real.objects = request.getfixturevalue("bucket")
     past, _ = past_of(lake, real.objects, tmp_path, prefer_lake=True)
     for _ in range(2):
         await real.store(["shop"], count=1)
@@ -253,11 +283,61 @@ async def test_a_file_that_is_not_as_it_was_put_is_never_a_part(
     else:
         flipped = whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]
         await real.damage(first, lambda _: {"cut": whole[:-9], "a bit": flipped, "another's": other}[change])
-    with pytest.raises(Unavailable, match="lake"):
+    with pytest.raises(FileUnavailable, match=first):
         await _count(past)
     await real.objects.delete([first])
     await real.objects.put_if_absent(first, whole)
     assert await _count(past) == 2
+
+
+async def test_a_batch_job_changes_no_roll_up_by_what_is_left_of_a_damaged_lake(
+    lake: PostgresLake, bucket: ObjectStore, tmp_path: Path
+) -> None:
+    """The lake is on S3. The piece says which file, is given back, and is counted when the file is there again."""
+    real, book = RealLake(lake, bucket, tmp_path), DefinitionBook(MemoryMetricRegistry(), WindowSettings())
+    await book.refresh()
+    past, files = past_of(lake, bucket, tmp_path, prefer_lake=True)
+    rollups = PostgresRollups(lake.postgres, partitions=PARTITIONS, aggregation_of=book.aggregation)
+    jobs = PostgresBatchJobs(lake.postgres)
+    recount = Recount(past, rollups, book, settings=WindowSettings(), compute=in_thread)
+    worker = BatchWorker(jobs, recount, book.refresh)
+
+    async def job() -> int:
+        job_id = await jobs.ask(Request("command"))
+        assert job_id is not None
+        await jobs.begin(job_id, [PlannedPiece(TIME.date(), TIME.date(), ("shop",))], days_open=0)
+        return job_id
+
+    async def rolled_up() -> list[Any]:
+        return [
+            tuple(row) for row in await lake.connection.fetch("SELECT * FROM metric_aggregates ORDER BY 1, 2, 3, 4")
+        ]
+
+    for _ in range(2):
+        await real.store(["shop"], count=2)
+        await real.export()
+    assert await worker.run(await job(), "w", budget_s=60) == 1
+    before = await rolled_up()
+    assert before
+
+    key, _ = await real.keys()
+    whole = await bucket.get(key)
+    at = whole.index(b"amount")
+    await real.damage(key, lambda raw: raw[:at] + b"A" + raw[at + 1 :])
+    # What this machine has of it is whole.
+    shutil.rmtree(tmp_path / "cache")
+    again = await job()
+    assert await worker.run(again, "w", budget_s=60) == 0
+    assert await rolled_up() == before
+    [found] = [each for each in await jobs.jobs(limit=2) if each.job_id == again]
+    assert key in found.progress.errors[0] and found.state == "running"
+
+    await real.damage(key, lambda _: whole)
+    await lake.connection.execute("UPDATE batch_pieces SET not_before = now() WHERE job_id = $1", again)
+    assert await worker.run(again, "w", budget_s=60) == 1
+    assert await rolled_up() == before
+    assert await jobs.end(again) == "done"
+    await files.close()
 
 
 async def test_each_event_comes_once_while_it_moves(lake: PostgresLake, real: RealLake, tmp_path: Path) -> None:

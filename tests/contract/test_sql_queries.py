@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import threading
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,9 +13,12 @@ import pytest
 
 from config.settings import QuerySettings
 from gateway.errors import ApiError
+from storage import lake_checks
 from storage.errors import Unavailable
-from storage.lake_cache import LakeCache, Wanted
+from storage.lake_cache import LakeCache
+from storage.lake_checks import Wanted
 from storage.memory_objects import MemoryObjects
+from storage.object_store import sha256_of
 from tests.sql_lake import SqlLake, asking, event
 
 DAY = [event(f"e{hour}", f"2026-03-01T{hour:02d}:30:00Z", userId=f"u{hour % 3}") for hour in range(6)]
@@ -127,15 +132,97 @@ async def test_manifest_away(lake: SqlLake) -> None:
             await ask.answer("shop", "selec 1")
 
 
-async def test_broken_file_is_told_without_its_path(lake: SqlLake) -> None:
-    file = sorted((lake.folder / "lake").rglob("*.parquet"))[0]
-    # Of the size that it should have: another is told as missing.
-    file.write_bytes(b"PAR1" + b"\0" * (file.stat().st_size - 8) + b"PAR1")
+def flipped(content: bytes) -> bytes:
+    """With a bit of another value somewhere in its pages: as long, and as readable, as it was."""
+    at = content.index(b"u1")
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+def zeroed(content: bytes) -> bytes:
+    return b"PAR1" + b"\0" * (len(content) - 8) + b"PAR1"
+
+
+@pytest.mark.parametrize("place", ["folder", "afar", "cache"])
+async def test_a_file_that_is_damaged_within_is_named(lake: SqlLake, place: str) -> None:
+    """As one that is not there: the answer is without all of it, and says so. What only the cache has damaged is
+    fetched again."""
+    far = FarObjects(lake)
+    users = "SELECT user_id, count(*) FROM events GROUP BY ALL ORDER BY ALL"
+    async with asking(lake, objects=None if place == "folder" else far) as ask:
+        whole = await ask.answer("shop", users)
+        assert not whole.missing
+        path = sorted((lake.folder / "lake").rglob("*.parquet"))[1]
+        key = str(path.relative_to(lake.folder / "lake"))
+        if place == "folder":
+            path.write_bytes(flipped(path.read_bytes()))
+        else:
+            for cached in (lake.folder / "cache").iterdir():
+                if place == "cache":
+                    cached.write_bytes(flipped(cached.read_bytes()) if b"u1" in cached.read_bytes() else b"")
+                else:
+                    cached.unlink()
+            if place == "afar":
+                far.objects[key] = flipped(far.objects[key])
+        answer = await ask.answer("shop", users)
+        if place == "cache":
+            assert (answer.body, answer.missing) == (whole.body, [])
+            return
+        assert msgspec.json.decode(answer.body) == [["u0", 2], ["u1", 1], ["u2", 2], [None, 1]]
+        assert [(file.key, file.reason) for file in answer.missing] == [(key, "damaged")]
+        with pytest.raises(ApiError, match=r"damaged") as caught:
+            await ask.answer("shop", users, strict=True)
+        assert caught.value.code == "unavailable"
+
+
+async def test_a_file_is_read_for_its_check_once(lake: SqlLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def counting(path: Path, over: threading.Event) -> str:
+        read.append(path)
+        return digest(path, over)
+
+    digest = lake_checks._digest
+    monkeypatch.setattr(lake_checks, "_digest", counting)
     async with asking(lake) as ask:
+        for _ in range(2):
+            await ask.answer("shop", COUNT)
+        assert len(read) == 6
+        os.utime(read[0])
+        await ask.answer("shop", COUNT)
+        assert len(read) == 7, "it is not surely the file that was read"
+
+
+async def test_what_cannot_be_checked_in_time_is_named(lake: SqlLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck: list[threading.Event] = []
+
+    def digest(_: Path, over: threading.Event) -> str:
+        stuck.append(over)
+        over.wait()
+        return ""
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lake_checks, "_digest", digest)
+        async with asking(lake, QuerySettings(warm_processes=0, deadline_s=4.0)) as ask:
+            answer = await ask.answer("shop", COUNT)
+    assert msgspec.json.decode(answer.body) == [[1]]
+    assert {file.reason for file in answer.missing} == {"not checked in time"}
+    assert len(answer.missing) == 6 and all(over.is_set() for over in stuck), "nobody goes on reading"
+
+
+async def test_a_file_that_rots_after_its_check_ends_one_query(lake: SqlLake) -> None:
+    file = sorted((lake.folder / "lake").rglob("*.parquet"))[0]
+    async with asking(lake) as ask:
+        await ask.answer("shop", COUNT)
+        was = file.stat()
+        file.write_bytes(zeroed(file.read_bytes()))
+        # As a disk does it, which tells nobody.
+        os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
         with pytest.raises(ApiError) as caught:
             await ask.answer("shop", "SELECT * FROM events")
-    assert caught.value.code == "unavailable"
-    assert str(lake.folder) not in str(caught.value)
+        assert caught.value.code == "unavailable"
+        assert str(lake.folder) not in str(caught.value)
+        answer = await ask.answer("shop", "SELECT * FROM events")
+        assert [found.reason for found in answer.missing] == ["damaged"]
 
 
 async def test_cache_keeps_within_its_bound_and_readers_keep_what_they_have(tmp_path: Path) -> None:
@@ -147,7 +234,9 @@ async def test_cache_keeps_within_its_bound_and_readers_keep_what_they_have(tmp_
     async def fetch(numbers: Sequence[int], folder: str) -> list[bytes]:
         into = tmp_path / folder
         into.mkdir()
-        wanted = [Wanted(f"events/{number}.parquet", 1000) for number in numbers]
+        wanted = [
+            Wanted(key, 1000, sha256_of(objects.objects[key])) for key in map("events/{}.parquet".format, numbers)
+        ]
         fetched = await cache.fetch(wanted, into, deadline_s=5)
         assert not fetched.missing
         return [Path(path).read_bytes()[:1] for path in fetched.paths]

@@ -51,3 +51,30 @@ async def test_formats_errors_and_the_command_line(client: Client) -> None:
     words = ("query", "select event_id from events order by 1", "--project", client.project)
     printed = await asyncio.to_thread(client.system.cli, *words)
     assert {"a", "b"} <= set(printed.stdout.replace("│", " ").split())
+
+
+async def test_a_file_that_is_damaged_within_is_named(client: Client) -> None:
+    """By queries, and by who verifies the lake."""
+    system, count = client.system, "SELECT count(*) FROM events"
+    async with httpx.AsyncClient() as http:
+        assert await client.post(http, ["a", "b"])
+    await asyncio.to_thread(client.settle)
+    await wait_exported(system)
+    of_project = "SELECT key FROM lake_files JOIN lake_file_projects USING (file_id) WHERE project_id = $1"
+    [row] = await system.sql(f"{of_project} AND retired_at IS NULL", client.project)
+    path = system.data / "lake" / row["key"]
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole.replace(b'"n"', b'"N"'))
+        answer = (await ask(client, count)).json()
+        assert (answer["rows"], answer["degraded"]) == ([[0]], True)
+        assert answer["missing"] == [{"file": row["key"], "reason": "damaged"}]
+        strict = await ask(client, count, strict=True)
+        assert strict.status_code == 503 and row["key"] in strict.text
+        printed = await asyncio.to_thread(system.cli, "query", count, "--project", client.project)
+        assert f"without {row['key']}: damaged" in printed.stderr
+        verified = await asyncio.to_thread(system.cli, "lake", "verify", check=False)
+        assert verified.returncode == 1 and row["key"] in verified.stdout
+    finally:
+        path.write_bytes(whole)
+    assert (await ask(client, count, strict=True)).json()["rows"] == [[2]]

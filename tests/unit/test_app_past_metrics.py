@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from config.settings import WindowSettings
-from storage.errors import Unavailable
+from storage.errors import FileUnavailable, Unavailable
 from storage.metric_definitions import MetricDefinition
 from storage.window_key import lateness_s, live_from
 from tests.unit.fake_services import NOW, System
@@ -117,6 +117,15 @@ async def test_a_lake_that_is_away_is_named() -> None:
     assert "lake" not in [each["source"] for each in answer["sources"]]
     system.statistics.stored.error = None
     assert values(await days(system)) == [9] * 5, "and the answer was not kept"
+
+
+async def test_a_file_that_cannot_be_had_is_named() -> None:
+    system = await system_with()
+    system.statistics.stored.error = FileUnavailable("events/part-1.parquet of the lake: damaged")
+    answer = await days(system)
+    assert values(answer) == [0, 0, 0, 9, 9]
+    [missing] = answer["missing"]
+    assert "events/part-1.parquet of the lake: damaged" in missing["because"]
 
 
 async def test_what_is_older_than_roll_ups_are_kept_is_said_to_be_missing() -> None:
