@@ -31,6 +31,7 @@ _NOTE = statement("note_removal")
 _SET_LIMITS = statement("set_retention")
 _SERIES = statement("rollup_series")
 _AGGREGATED = statement("aggregated_projects")
+_COUNTED = statement("counted_projects")
 _LIMITS = "SELECT project_id, raw_days, lake_days, rollup_days FROM retention_limits"
 _CLEAR_LIMITS = "DELETE FROM retention_limits WHERE project_id = $1"
 _STORED_BEFORE = "SELECT stored_before FROM expired_events WHERE project_id = $1"
@@ -159,7 +160,8 @@ class PostgresRetention:
         async with self._postgres.session() as connection:
             series = [Group("rollups", *row) for row in await connection.fetch(_SERIES)]
             aggregated = [Group("aggregated", row[0]) for row in await connection.fetch(_AGGREGATED)]
-        return [*series, *aggregated, *_SINGLE_GROUPS]
+            counted = [Group("counted_days", row[0]) for row in await connection.fetch(_COUNTED)]
+        return [*series, *aggregated, *counted, *_SINGLE_GROUPS]
 
     async def count_old(self, group: Group, before: datetime) -> Gone:
         async with self._postgres.transaction(snapshot=True, deadline_s=SCAN_DEADLINE_S) as connection:
@@ -171,8 +173,8 @@ class PostgresRetention:
         match group.kind:
             case "rollups":
                 return statement("count_old_rollups"), *group[1:], before
-            case "aggregated":
-                return statement("count_old_aggregated"), group.project_id, before
+            case "aggregated" | "counted_days":
+                return statement(f"count_old_{group.kind}"), group.project_id, before
             case "dead_letters":
                 return statement("count_old_dead_letters"), before
             case "patterns":
@@ -198,7 +200,7 @@ class PostgresRetention:
         match group.kind:
             case "rollups":
                 return query, *group[1:], before, limit
-            case "aggregated":
+            case "aggregated" | "counted_days":
                 return query, group.project_id, before, limit
             case _:
                 return query, before, limit

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple, Protocol
 
 LOCK_TIMEOUT_S = 0.3
 
-RecordKind = Literal["rollups", "aggregated", "dead_letters", "patterns", "recomputed_days", "runs"]
+RecordKind = Literal["rollups", "aggregated", "dead_letters", "patterns", "recomputed_days", "counted_days", "runs"]
 Kind = Literal["partitions", "events", "moved_files", "expired_files", "rewritten_files", "plans"] | RecordKind
 """Of what is removed: whole days of events, a project's events of a day, files that became cold, files that were given
 up, files without some of their projects, the lake's history, and records."""

@@ -43,6 +43,7 @@ _WORDS = {
     "dead_letters": "dead letters",
     "patterns": "patterns",
     "recomputed_days": "notes of recomputed days",
+    "counted_days": "notes of days' metrics",
     "plans": "plans of the lake",
     "runs": "runs of the retention",
 }

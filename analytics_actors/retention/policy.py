@@ -85,7 +85,7 @@ class Policy:
         """Records that are older are due; None is never."""
         settings = self.settings
         match group.kind:
-            case "rollups" | "aggregated":
+            case "rollups" | "aggregated" | "counted_days":
                 own = self.limits.get(group.project_id, ProjectLimits()).rollup_days
                 return _before(settings.rollup_days if own is None else own, now)
             case "dead_letters":

@@ -378,6 +378,10 @@ async def test_every_kind_of_record_can_be_counted_and_deleted(in_postgres: InPo
         "INSERT INTO checkpoints (sink, partition_id, epoch, next_offset) VALUES ('lake', 0, 1, 5)"
     )
     await lake.connection.execute("INSERT INTO recomputed_days VALUES ('shop', '2001-01-01', 1, $1)", old)
+    days = [(old + timedelta(days=1)).date(), (NOW - timedelta(days=1000)).date()]
+    for project in ("shop", "blog"):
+        for day in days:
+            await lake.connection.execute("INSERT INTO counted_days VALUES ($1, $2, 'x;m=1')", project, day)
     await retention.begin_run(old)
     before, ledger = NOW - timedelta(days=1000), in_postgres.ledger
     assert await ledger.check() == []
@@ -396,8 +400,12 @@ async def test_every_kind_of_record_can_be_counted_and_deleted(in_postgres: InPo
         Group("dead_letters"): 1,
         Group("patterns"): 0,
         Group("recomputed_days"): 1,
+        Group("counted_days", "blog"): 1,
+        Group("counted_days", "shop"): 1,
         Group("runs"): 1,
     }
+    noted = await lake.connection.fetch("SELECT DISTINCT day FROM counted_days")
+    assert [row["day"] for row in noted] == days[1:], "of that day there may be roll-ups"
     assert await ledger.check() == [], "what is gone is counted as found"
     kept = await lake.connection.fetch("SELECT log_offset FROM dead_letters")
     assert [row[0] for row in kept] == [5], "the lake has not passed it: it must know what to leave out"

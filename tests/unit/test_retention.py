@@ -457,11 +457,15 @@ def test_without_a_lake_the_keeper_only_does_this(tmp_path: Path) -> None:
     in_lake(test, tmp_path / "keeper")
 
 
+OF_PROJECTS = ("rollups", "counted_days")
+
+
 def test_records_go_by_their_own_limits(tmp_path: Path) -> None:
     async def test(kept: Kept) -> None:
         now = kept.shard.now()
         days = {"patterns": 365, "dead_letters": 90, "recomputed_days": 90, "runs": 1826, "rollups": 1826}
-        groups = {kind: Group(kind, "p0" if kind == "rollups" else "") for kind in days}  # type: ignore[arg-type]
+        days |= {"counted_days": 1826}
+        groups = {kind: Group(kind, "p0" if kind in OF_PROJECTS else "") for kind in days}  # type: ignore[arg-type]
         own = Group("rollups", "p1", "events", "hour")
         for kind, limit in days.items():
             kept.store.records[groups[kind]] += [now - timedelta(days=limit + 1)] * 2 + [
