@@ -116,7 +116,9 @@ class BatcherActor:
         sinks: list[OtherSinks] = []
         if late_after_s is not None:
             sinks.append(windows_progress(RedisWindows(settings.log.redis_url, settings, owner=owner)))
-            folding = EventFolding(MetricRegistry(postgres), lateness_s=late_after_s)
+            folding = EventFolding(
+                MetricRegistry(postgres), lateness_s=late_after_s, max_groups=settings.windows.max_groups
+            )
         if settings.lake.enabled:
             sinks.append(lake_progress(LakeCheckpoints(postgres).read))
         fold = folding.fold if folding else store_all

@@ -26,6 +26,7 @@ class Counters:
         self.totals["events_stored"] += result.stored
         self.totals["events_dead_lettered"] += result.dead_lettered
         self.totals["events_aggregated"] += result.aggregated
+        self.totals["events_overflowed"] += result.overflow
 
     def count(self, name: str, amount: float = 1) -> None:
         self.totals[name] += amount

@@ -52,9 +52,11 @@ class _Declared(NamedTuple):
 class EventFolding:
     """`fold` is called in threads; what it reads is replaced, never changed."""
 
-    def __init__(self, registry: Registry, *, lateness_s: float) -> None:
+    def __init__(self, registry: Registry, *, lateness_s: float, max_groups: int) -> None:
+        """`max_groups`: how many groups of a metric's minute have records of their own."""
         self._registry = registry
         self._lateness_s = lateness_s
+        self._max_groups = max_groups
         self._since = 0
         self._own: dict[str, dict[str, MetricDefinition]] = {}
         self._declared: Mapping[str, _Declared] = {}
@@ -110,7 +112,8 @@ class EventFolding:
         names = zip(
             *(chosen.column(name).to_pylist() for name in ("partition_id", "log_offset", "row_number")), strict=True
         )
-        return Folded(rows.filter(pa.array(~mask)), records, [RowKey(*name) for name in names])
+        keys = [RowKey(*name) for name in names]
+        return Folded(rows.filter(pa.array(~mask)), records, keys, self._max_groups)
 
     def _records(self, rows: pa.RecordBatch, known: Mapping[str, _Declared]) -> dict[RecordKey, AggregatedRecord]:
         late = late_mask(rows, self._lateness_s)

@@ -92,6 +92,9 @@ SHARD_COUNTERS = {
     "events_stored": Metric("analytics_store_events", "counter", "Events stored in PostgreSQL.", ("shard",)),
     "events_dead_lettered": Metric("analytics_dead_letters", "counter", "Events that became dead letters.", ("shard",)),
     "events_aggregated": Metric("analytics_aggregated_events", "counter", "Events only aggregated.", ("shard",)),
+    "events_overflowed": Metric(
+        "analytics_aggregated_overflow", "counter", "Of those, in records of __other__: too many groups.", ("shard",)
+    ),
     "events_lost": Metric("analytics_lost_events", "counter", "Events lost with the log's memory.", ("shard",)),
     "log_losses": Metric("analytics_log_losses", "counter", "Times a partition's log state was lost.", ("shard",)),
 }

@@ -54,6 +54,8 @@ class WriteResult(NamedTuple):
     duplicate: int
     dead_lettered: int
     aggregated: int = 0
+    overflow: int = 0
+    """Of those that were aggregated: how many are in records of `__other__`, see `storage.aggregated`."""
 
 
 class StoredId(NamedTuple):

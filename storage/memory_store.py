@@ -1,18 +1,18 @@
 """The fake of the event store for unit tests; it passes the same contract suite as `PostgresStore`."""
 
-import copy
 import json
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from storage.aggregated import AggregatedRecord, Fold, RecordKey, store_all
+from storage.aggregated import AggregatedRecord, Fold, Folded, RecordKey, bounded, store_all
 from storage.copy_format import gather
 from storage.errors import Fenced, Unavailable
 from storage.event_batch import COLUMNS
 from storage.event_store import Checkpoint, PartitionWrite, StoredId, WriteResult
 from storage.ledger_counts import Counts, LedgerKey, RowKey, count, total
+from storage.rollups import dimensions_hash
 
 _CHUNK = 1000
 
@@ -72,12 +72,7 @@ class MemoryStore:
             else:
                 dead[RowKey(row["partition_id"], row["log_offset"], row["row_number"])] = row
         self.rows += stored
-        for name, record in folded.records.items():
-            if name in self.records:
-                self.records[name].merge(record)
-            else:
-                self.records[name] = copy.copy(record)
-                self.records[name].aggregate = record.aggregate.copy()
+        overflow = self._merge_records(folded)
         self.dead_letters |= dead
         for write in writes:
             self._checkpoints[write.partition] = Checkpoint(write.partition, write.epoch, write.next_offset)
@@ -85,7 +80,19 @@ class MemoryStore:
         counts = count(writes, list(dead), folded.folded)
         for key, added in counts.items():
             self.ledger[key].add(added)
-        return total(counts.values())
+        return total(counts.values())._replace(overflow=overflow)
+
+    def _merge_records(self, folded: Folded) -> int:
+        admitted: defaultdict[RecordKey, set[int]] = defaultdict(set)
+        for key in self.records:
+            admitted[key.cell].add(dimensions_hash(key.dimensions))
+        records, overflow = bounded(folded.records, admitted, max_groups=folded.max_groups)
+        for key, record in records.items():
+            if key in self.records:
+                self.records[key].merge(record)
+            else:
+                self.records[key] = record.copy()
+        return overflow
 
     def _checkpoint(self, partition: int) -> Checkpoint:
         return self._checkpoints.get(partition, Checkpoint(partition, 0, 0))

@@ -8,7 +8,7 @@ import asyncpg
 import msgspec
 
 from storage.aggregate import Aggregate, Aggregation, decode_aggregate, encode_aggregate
-from storage.aggregated import AggregatedRecord, RecordKey, Records
+from storage.aggregated import AggregatedRecord, RecordKey, Records, bounded
 from storage.postgres import Connection
 from storage.rollups import dimensions_hash
 from storage.statements import statement
@@ -16,22 +16,41 @@ from storage.statements import statement
 RECORDS_A_STATEMENT = 2000
 """Some 50 ms."""
 
+_ADMITTED = statement("admitted_groups")
 _LOCK = statement("lock_aggregated")
 _UPSERT = statement("upsert_aggregated")
 _READ = statement("read_aggregated")
 _STATISTICS: tuple[Aggregation, ...] = ("sum", "min", "max", "mean", "unique", "p50", "p90", "p95", "p99")
 
 
-async def merge_records(connection: Connection, records: Records) -> None:
-    """Within a transaction: add the records to those that are there."""
+async def merge_records(connection: Connection, records: Records, *, max_groups: int) -> int:
+    """Within a transaction that nobody else adds records to these projects in: add the records to those that are there.
+    How many events are in records of `__other__` because there were too many groups."""
+    overflow_events = 0
     ordered = sorted(records.items(), key=lambda item: item[0])
     for first in range(0, len(ordered), RECORDS_A_STATEMENT):
-        some = ordered[first : first + RECORDS_A_STATEMENT]
-        keys = [_key_columns(key) for key, _ in some]
-        known = await connection.fetch(_LOCK, *zip(*keys, strict=True))
-        # Beside the event loop: sketches are merged and written.
-        rows = await asyncio.to_thread(_merged, some, known)
-        await connection.execute(_UPSERT, *zip(*rows, strict=True))
+        some = dict(ordered[first : first + RECORDS_A_STATEMENT])
+        found = bounded(some, await _admitted(connection, some), max_groups=max_groups)
+        overflow_events += found.overflow_events
+        await _merge(connection, sorted(found.records.items(), key=lambda item: item[0]))
+    return overflow_events
+
+
+async def _admitted(connection: Connection, records: Records) -> dict[RecordKey, set[int]]:
+    """The groups that have records, those of earlier statements of the transaction too."""
+    cells = list(dict.fromkeys(key.cell for key in records))
+    admitted: dict[RecordKey, set[int]] = {cell: set() for cell in cells}
+    for number, group in await connection.fetch(_ADMITTED, *zip(*(cell[:-1] for cell in cells), strict=True)):
+        admitted[cells[number - 1]].add(group)
+    return admitted
+
+
+async def _merge(connection: Connection, some: Sequence[tuple[RecordKey, AggregatedRecord]]) -> None:
+    keys = [_key_columns(key) for key, _ in some]
+    known = await connection.fetch(_LOCK, *zip(*keys, strict=True))
+    # Beside the event loop: sketches are merged and written.
+    rows = await asyncio.to_thread(_merged, some, known)
+    await connection.execute(_UPSERT, *zip(*rows, strict=True))
 
 
 def _merged(

@@ -127,14 +127,13 @@ class PostgresStore:
             await _lock_checkpoints(connection, writes)
             await copy_rows(connection, folded.rows)
             await insert_dead_letters(connection, poison)
-            if folded.records:
-                await merge_records(connection, folded.records)
+            overflow = await merge_records(connection, folded.records, max_groups=folded.max_groups)
             if marks is not None:
                 await connection.execute(_MARK_LATE_DAYS, *marks)
             result = await _add_to_ledger(connection, writes, poison, folded)
             partitions = [write.partition for write in writes]
             await connection.execute(_MOVE_CHECKPOINTS, SINK, partitions, [write.next_offset for write in writes])
-        return result
+        return result._replace(overflow=overflow)
 
     async def recent_ids(self, partitions: Sequence[int], *, since_ms: int) -> AsyncIterator[Sequence[StoredId]]:
         """Page range by page range of the daily partitions, so that each query is short and none holds a snapshot."""

@@ -23,7 +23,7 @@ SIZE_S: dict[Size, int] = {"1m": 60, "5m": 300, "1h": 3600, "1d": 86400}
 Dimensions = tuple[tuple[str, str], ...]
 TOTAL: Dimensions = ()
 OTHER = "__other__"
-"""The value of every dimension of the group that takes what is beyond `windows.max_groups`."""
+"""The value of every dimension of the group that takes what is beyond `windows.max_groups`; see `other`."""
 
 _HOUR_S = 3600
 _NEVER_LATE_MARGIN_S = 2 * 3600  # windows live this much longer in Redis than late events are taken
@@ -42,6 +42,11 @@ class WindowKey(NamedTuple):
     size: Size
     start: int
     dimensions: Dimensions
+
+
+def other(dimensions: Dimensions) -> Dimensions:
+    """The group of the tuples that were not admitted."""
+    return tuple((name, OTHER) for name, _ in dimensions)
 
 
 def redis_key(key: WindowKey) -> str:

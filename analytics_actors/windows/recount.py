@@ -15,13 +15,13 @@ from analytics_actors.windows.grouping import coarser
 from analytics_actors.windows.needed_columns import columns_of
 from analytics_actors.windows.prepare import prepare
 from analytics_actors.windows.sources import Compute
-from analytics_actors.windows.window_set import KEY_BYTES, other
+from analytics_actors.windows.window_set import KEY_BYTES
 from config.settings import WindowSettings
 from storage.aggregate import Aggregate
 from storage.event_columns import StoredEvents
 from storage.metric_definitions import MetricDefinition
 from storage.rollups import DAY_S, RollupStore
-from storage.window_key import Dimensions, WindowKey
+from storage.window_key import Dimensions, WindowKey, other
 
 _HOUR_S = 3600
 
@@ -170,12 +170,14 @@ class _Windows:
         return self._windows
 
     def _admit(self, key: WindowKey) -> WindowKey:
-        if not key.dimensions:
+        rest = key._replace(dimensions=other(key.dimensions))
+        # Records of aggregate-only events come with a group of others of their own.
+        if key == rest:
             return key
         groups = self._groups[key._replace(dimensions=())]
         if key.dimensions not in groups:
             if len(groups) >= self._max_groups:
-                return key._replace(dimensions=other(key.dimensions))
+                return rest
             groups.add(key.dimensions)
         return key
 

@@ -21,7 +21,7 @@ from storage.aggregate import Aggregate
 from storage.errors import StorageError
 from storage.metric_definitions import MetricDefinition
 from storage.rollups import DAY_S, RollupStore, day_of
-from storage.window_key import OTHER, SIZE_S, Size, WindowKey
+from storage.window_key import SIZE_S, Size, WindowKey, other
 from storage.window_store import WindowStore
 
 EVENTS = "events"
@@ -299,7 +299,7 @@ class RollUp:
 
     async def _counts(self, project_id: str, size: Size, start: int, end: int) -> dict[int, int]:
         assert size != "5m"
-        columns = await self._rollups.read(project_id, EVENTS, size, start, end, grouped=False)
+        columns = await self._rollups.read(project_id, EVENTS, size, start, end, grouped=False, wanted="count")
         return {
             int(at): int(count)
             for series in columns.series
@@ -352,7 +352,7 @@ class RollUp:
             for series in columns.series:
                 key = WindowKey(project_id, metric, "1d", day, series.dimensions)
                 if grouped and len(rows) > self._shard.settings.max_groups:
-                    key = key._replace(dimensions=tuple((name, OTHER) for name, _ in series.dimensions))
+                    key = key._replace(dimensions=other(series.dimensions))
                 for row in range(len(series.starts)):
                     rows.setdefault(key, Aggregate()).merge(series.aggregate(row))
         return list(rows.items())

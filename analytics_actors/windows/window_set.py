@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from analytics_actors.windows.grouping import coarser
 from storage.aggregate import Aggregate
-from storage.window_key import OTHER, Dimensions, Size, WindowKey
+from storage.window_key import Dimensions, Size, WindowKey, other
 
 COARSER: tuple[Size, ...] = ("5m", "1h")
 
@@ -171,11 +171,6 @@ class WindowSet:
         self._sizes[key] = size
         self._windows[key] = value
         self._windows.move_to_end(key)
-
-
-def other(dimensions: Dimensions) -> Dimensions:
-    """The group of the tuples that were not admitted."""
-    return tuple((name, OTHER) for name, _ in dimensions)
 
 
 def _hour_of(key: WindowKey) -> Hour:

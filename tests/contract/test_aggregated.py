@@ -32,6 +32,7 @@ from tests.contract.log_records import NOW, batch, event, record, write
 PARTITIONS = 4
 SHOP = partition_of("shop", PARTITIONS)
 LATENESS_S = 22 * 3600.0
+MAX_GROUPS = 2
 MINUTE = int(NOW.timestamp()) // 60 * 60
 RESPONSES = MetricDefinition(
     "responses",
@@ -71,7 +72,7 @@ async def folding(*definitions: MetricDefinition) -> EventFolding:
     registry = MemoryMetricRegistry()
     for definition in definitions:
         await registry.create("shop", definition)
-    made = EventFolding(registry, lateness_s=LATENESS_S)
+    made = EventFolding(registry, lateness_s=LATENESS_S, max_groups=MAX_GROUPS)
     await made.refresh()
     return made
 
@@ -97,8 +98,10 @@ async def subject(url: str) -> AsyncIterator[Subject]:
     await proxy.stop()
 
 
-def response(event_id: str, ms: Any = None, kind: str = "response_time", **columns: Any) -> dict[str, Any]:
-    properties = json.dumps({"route": "/a"} | ({} if ms is None else {"ms": ms}))
+def response(
+    event_id: str, ms: Any = None, kind: str = "response_time", *, route: str = "/a", **columns: Any
+) -> dict[str, Any]:
+    properties = json.dumps({"route": route} | ({} if ms is None else {"ms": ms}))
     return event(event_id, event_type=kind, properties=properties, **columns)
 
 
@@ -167,6 +170,33 @@ async def test_late_events_have_records_of_their_own_and_mark_their_day(subject:
     assert await subject.rollups.mark_days("shop") == 1
 
 
+async def test_groups_beyond_the_bound_are_one_record(subject: Subject) -> None:
+    """Over all writes; each minute, and each event type, admits its own."""
+    await subject.store.claim(SHOP, epoch=1)
+    later = NOW + timedelta(minutes=1)
+    first = [response("a", 1, route="/b"), response("b", 2, route="/c"), response("c", 3, route="/d")]
+    second = [
+        *(response(f"e{route}", 10, route=route) for route in ("/a", "/b", "/d", "/e", "__other__")),
+        response("f", 20, "db_time", route="/d"),
+        response("g", 30, route="/d", timestamp=later),
+    ]
+    results = [
+        await subject.store.write([write(record(batch(*events)), partition=SHOP, first=at)])
+        for at, events in enumerate((first, second))
+    ]
+    assert [(each.aggregated, each.overflow) for each in results] == [(3, 1), (7, 3)]
+    found = await subject.records()
+    assert {(k.minute - MINUTE, k.event_type, k.dimensions[0][1]): each.events for k, each in found.items()} == {
+        (0, "response_time", "/b"): 2,
+        (0, "response_time", "/c"): 1,
+        (0, "response_time", "__other__"): 5,
+        (0, "db_time", "/d"): 1,
+        (60, "response_time", "/d"): 1,
+    }
+    [rest] = [each for key, each in found.items() if key.dimensions == (("route", "__other__"),)]
+    assert (int(rest.aggregate.total), rest.first_offset, rest.next_offset) == (43, 0, 2)
+
+
 async def test_poison_among_them_becomes_a_dead_letter(subject: Subject) -> None:
     await subject.store.claim(SHOP, epoch=1)
     bad = event("bad", event_type="response_time", properties='{"ms": 1, "route": "\\u0000"}')
@@ -209,7 +239,7 @@ async def test_another_form_of_the_definition_has_records_of_its_own(subject: Su
 
 
 async def test_until_the_declarations_are_known_nothing_is_stored() -> None:
-    store = MemoryStore(fold=EventFolding(MemoryMetricRegistry(), lateness_s=LATENESS_S).fold)
+    store = MemoryStore(fold=EventFolding(MemoryMetricRegistry(), lateness_s=LATENESS_S, max_groups=MAX_GROUPS).fold)
     await store.claim(SHOP, epoch=1)
     with pytest.raises(Unavailable):
         await store.write([write(record(batch(event("e"))), partition=SHOP)])
@@ -240,7 +270,7 @@ async def test_partitions_are_written_at_the_same_time_and_the_ledger_balances(p
     other = next(f"p{n}" for n in range(99) if partition_of(f"p{n}", PARTITIONS) != SHOP)
     for project in ("shop", other):
         await registry.create(project, RESPONSES)
-    made = EventFolding(registry, lateness_s=LATENESS_S)
+    made = EventFolding(registry, lateness_s=LATENESS_S, max_groups=MAX_GROUPS)
     await made.refresh()
     store = PostgresStore(StoreSettings(postgres_url=postgres_url), owner="test", lateness_s=LATENESS_S, fold=made.fold)
 

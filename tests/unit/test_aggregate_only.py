@@ -41,7 +41,7 @@ class FoldingStore(LateMarkingStore):
 class FoldingSystem(System):
     def __init__(self) -> None:
         super().__init__()
-        self.folding = EventFolding(self.registry, lateness_s=self.lateness_s)
+        self.folding = EventFolding(self.registry, lateness_s=self.lateness_s, max_groups=1000)
         self.store = FoldingStore(self.rollups, self.lateness_s, clock_ms=self.clock_ms)
         self.store._fold = self.folding.fold
         self.rollups._store = self.store
@@ -282,6 +282,6 @@ def test_the_book_waits_until_every_batcher_knows() -> None:
 
 
 async def test_nothing_is_folded_before_the_declarations_are_known() -> None:
-    folding = EventFolding(MemoryMetricRegistry(), lateness_s=1)
+    folding = EventFolding(MemoryMetricRegistry(), lateness_s=1, max_groups=1000)
     with pytest.raises(Unavailable):
         folding.fold(None)
