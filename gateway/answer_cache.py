@@ -1,7 +1,8 @@
 """Answers over ranges that are closed, kept for a while. An answer is found again only by the very same question about
 roll-ups that have not changed since: their version is part of the question, so nobody has to throw anything away.
 
-The cache is never needed: while it, or the version, cannot be had, answers are made as if there was none.
+The cache is never needed: while it, or the version, cannot be had, answers are made as if there was none. And no answer
+waits for being kept, so the same question at once may be answered anew.
 """
 
 import time
@@ -10,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from analytics_actors.background import Background
 from gateway.metric_query import DAY_S, HOUR_S, Plan
 from storage.errors import StorageError
 
@@ -18,6 +20,10 @@ MAX_RANGE_S = 400 * DAY_S
 
 PAUSE_S = 5.0
 """After a failure the cache is left alone so long: each call may wait for its deadline."""
+
+
+MAX_KEEPING = 4
+"""Answers that are on their way to the cache, some MB each. What comes meanwhile is not kept."""
 
 
 class AnswerStore(Protocol):
@@ -35,7 +41,7 @@ class RangeVersions(Protocol):
 
 
 class AnswerCache:
-    """One per worker."""
+    """One per worker. Close it."""
 
     def __init__(
         self,
@@ -50,6 +56,8 @@ class AnswerCache:
         self._ttl_s = ttl_s
         self._clock = clock
         self._away_until = 0.0
+        self._keeping = 0
+        self._background = Background()
 
     async def question(self, plan: Plan) -> str | None:
         """What the answer is kept under; None when it is not to be kept. Ask before the answer is made."""
@@ -77,10 +85,21 @@ class AnswerCache:
             self._away_until = self._clock() + PAUSE_S
             return None
 
-    async def put(self, question: str, answer: bytes) -> None:
-        if self._clock() < self._away_until:
-            return
+    def keep(self, question: str, answer: Callable[[], bytes]) -> None:
+        """Soon; `answer` is called then."""
+        if self._clock() >= self._away_until and self._keeping < MAX_KEEPING:
+            self._keeping += 1
+            self._background.spawn(self._put(question, answer), on_end=self._kept)
+
+    async def _put(self, question: str, answer: Callable[[], bytes]) -> None:
         try:
-            await self._store.put(question, answer, ttl_s=self._ttl_s)
+            await self._store.put(question, answer(), ttl_s=self._ttl_s)
         except StorageError:
             self._away_until = self._clock() + PAUSE_S
+
+    def _kept(self) -> None:
+        self._keeping -= 1
+
+    async def close(self) -> None:
+        """What is not kept yet is let go."""
+        await self._background.close()

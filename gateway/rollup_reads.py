@@ -55,7 +55,9 @@ class RollupReads:
 
     async def _events_by_day(self, project_id: str, interval: Interval) -> dict[int, int]:
         begin = interval.start // HOUR_S * HOUR_S
-        columns = await self._rollups.read(project_id, "events", "1h", begin, interval.end, grouped=False)
+        columns = await self._rollups.read(
+            project_id, "events", "1h", begin, interval.end, grouped=False, wanted="count"
+        )
         found: dict[int, int] = {}
         for series in columns.series:
             for start, count in zip((series.starts // DAY_S * DAY_S).tolist(), series.counts.tolist(), strict=True):
@@ -92,7 +94,13 @@ class RollupReads:
 
     async def _rolled(self, plan: Plan, size: RolledSize, interval: Interval) -> RollupColumns:
         return await self._rollups.read(
-            plan.project_id, plan.definition.name, size, interval.start, interval.end, grouped=plan.grouped
+            plan.project_id,
+            plan.definition.name,
+            size,
+            interval.start,
+            interval.end,
+            grouped=plan.grouped,
+            wanted=plan.definition.aggregation,
         )
 
     @staticmethod

@@ -39,9 +39,11 @@ def open_statistics(settings: Settings, postgres: Postgres, stack: AsyncExitStac
     answers = RedisAnswers(settings.log.redis_url, timeout_s=CACHE_TIMEOUT_S)
     stack.push_async_callback(answers.close)
     rollups = PostgresRollups(postgres, partitions=partitions)
+    reads = MetricReads(postgres)
+    cache = AnswerCache(answers, reads, ttl_s=settings.windows.cache_ttl_s)
+    stack.push_async_callback(cache.close)
     backfills = Backfills(rollups)
     stack.push_async_callback(backfills.close)
-    reads = MetricReads(postgres)
     past, files = open_past_events(settings, postgres)
     if files is not None:
         stack.push_async_callback(files.close)
@@ -67,6 +69,6 @@ def open_statistics(settings: Settings, postgres: Postgres, stack: AsyncExitStac
             rollup_days=settings.retention.rollup_days,
             counted=counted,
         ),
-        answers=AnswerCache(answers, reads, ttl_s=settings.windows.cache_ttl_s),
+        answers=cache,
         streams=MetricStreams(),
     )

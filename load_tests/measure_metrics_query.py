@@ -13,7 +13,7 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from gateway.routes.read_metrics import MetricQuery, answer, make_plan
 from gateway.services import Statistics
 from gateway.statistics import open_statistics
 from load_tests.rollup_rows import DAY_S, GROUPED, LATENCY, ROLLED_METRICS, SUM, UNIQUE, fill
+from storage.aggregate import Aggregation
 from storage.answer_cache import RedisAnswers
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.embedded.valkey import EmbeddedValkey
@@ -38,6 +39,8 @@ from storage.postgres import Postgres
 PROJECT = "shop.example"
 START = 1_704_067_200
 """2024-01-01"""
+
+NUMBERS: Sequence[Aggregation] = ("count", "sum", "mean", "min", "max")
 
 METRICS = {each.name: Known(each, 1) for each in ROLLED_METRICS}
 
@@ -73,11 +76,13 @@ async def run(settings: Settings, *, days: int, groups: int, rounds: int) -> Non
         uncached = replace(made, answers=AnswerCache(_KeepsNothing(kept), MetricReads(postgres), ttl_s=60))
         gc.freeze()
         print(f"{'':44} {'points':>7} {'MB':>6} {'median':>8} {'slowest':>8}")
+        summed = plan_of(made, SUM.name, days=days, groupBy="country")
         plans = {
-            f"{days} days of hours by {groups} groups, count": plan_of(
-                made, GROUPED.name, days=days, groupBy="country"
-            ),
-            f"{days} days of hours by {groups} groups, sum": plan_of(made, SUM.name, days=days, groupBy="country"),
+            f"{days} days of hours by {groups} groups, {aggregation}": replace(
+                summed, definition=msgspec.structs.replace(SUM, aggregation=aggregation)
+            )
+            for aggregation in NUMBERS
+        } | {
             f"{days} days of hours, count": plan_of(made, GROUPED.name, days=days),
             f"{days} days of hours, unique": plan_of(made, UNIQUE.name, days=days),
             f"{days} days of hours, p95": plan_of(made, LATENCY.name, days=days),

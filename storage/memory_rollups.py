@@ -10,7 +10,7 @@ from datetime import date
 
 import numpy as np
 
-from storage.aggregate import Aggregate, encode_aggregate
+from storage.aggregate import Aggregate, Aggregation, decimal_text, encode_aggregate
 from storage.errors import Fenced, Unavailable
 from storage.fingerprint import partition_of
 from storage.memory_store import MemoryStore
@@ -25,6 +25,7 @@ from storage.rollups import (
     day_of,
     day_start,
     days_within,
+    wanted_columns,
 )
 from storage.window_key import SIZE_S, Dimensions, WindowKey
 
@@ -132,14 +133,22 @@ class MemoryRollups:
                 raise Fenced(f"{each} is counted again by somebody who began later")
 
     async def read(
-        self, project_id: str, metric: str, size: RolledSize, start: int, end: int, *, grouped: bool
+        self,
+        project_id: str,
+        metric: str,
+        size: RolledSize,
+        start: int,
+        end: int,
+        *,
+        grouped: bool,
+        wanted: Aggregation | None = None,
     ) -> RollupColumns:
         self._require_available()
         found: dict[Dimensions, list[tuple[int, Aggregate]]] = {}
         for key in sorted(self._rows):
             if key[:3] == (project_id, metric, size) and start <= key.start < end and bool(key.dimensions) == grouped:
                 found.setdefault(key.dimensions, []).append((key.start, self._rows[key].aggregate))
-        return RollupColumns([_series(dimensions, rows) for dimensions, rows in sorted(found.items())])
+        return RollupColumns([_series(dimensions, rows, wanted) for dimensions, rows in sorted(found.items())])
 
     async def late_days(
         self, partitions: Sequence[int], *, quiet_s: float, max_wait_s: float, limit: int
@@ -225,15 +234,20 @@ def _same(one: Aggregate, other: Aggregate) -> bool:
     )
 
 
-def _series(dimensions: Dimensions, rows: list[tuple[int, Aggregate]]) -> RollupSeries:
+def _series(dimensions: Dimensions, rows: list[tuple[int, Aggregate]], wanted: Aggregation | None) -> RollupSeries:
+    sums, minima, maxima, sketches = wanted_columns(wanted)
     aggregates = [aggregate for _, aggregate in rows]
-    has_sketches = any(each.unique is not None or each.quantiles is not None for each in aggregates)
+    has_sketches = sketches and any(each.unique is not None or each.quantiles is not None for each in aggregates)
     return RollupSeries(
         dimensions,
         np.array([start for start, _ in rows], np.int64),
         np.array([each.count for each in aggregates], np.int64),
-        [each.total for each in aggregates],
-        np.array([np.nan if each.minimum is None else each.minimum for each in aggregates], np.float64),
-        np.array([np.nan if each.maximum is None else each.maximum for each in aggregates], np.float64),
+        [decimal_text(each.total) if sums else "0" for each in aggregates],
+        _floats([each.minimum if minima else None for each in aggregates]),
+        _floats([each.maximum if maxima else None for each in aggregates]),
         [encode_aggregate(each) for each in aggregates] if has_sketches else None,
     )
+
+
+def _floats(numbers: list[float | None]) -> np.ndarray:
+    return np.array([np.nan if each is None else each for each in numbers], np.float64)

@@ -12,7 +12,7 @@ import asyncpg
 import msgspec
 import numpy as np
 
-from storage.aggregate import ZERO, Aggregate, Aggregation, encode_aggregate
+from storage.aggregate import Aggregate, Aggregation, encode_aggregate
 from storage.errors import Fenced
 from storage.fingerprint import partition_of
 from storage.postgres import Connection, Postgres
@@ -28,6 +28,7 @@ from storage.rollups import (
     days_within,
     dimensions_hash,
     metric_type,
+    wanted_columns,
 )
 from storage.statements import statement
 from storage.window_key import Dimensions, WindowKey
@@ -179,12 +180,20 @@ class PostgresRollups:
         )
 
     async def read(
-        self, project_id: str, metric: str, size: RolledSize, start: int, end: int, *, grouped: bool
+        self,
+        project_id: str,
+        metric: str,
+        size: RolledSize,
+        start: int,
+        end: int,
+        *,
+        grouped: bool,
+        wanted: Aggregation | None = None,
     ) -> RollupColumns:
-        wanted = (project_id, metric, GRANULARITY[size], _instant(start), _instant(end), grouped)
+        where = (project_id, metric, GRANULARITY[size], _instant(start), _instant(end), grouped)
         async with self._postgres.transaction(snapshot=True) as connection:
             await connection.execute(_READ_PLAN)
-            records = await connection.fetch(_READ, *wanted)
+            records = await connection.fetch(_READ, *where, *wanted_columns(wanted))
         return RollupColumns(sorted(map(_series, records), key=lambda series: series.dimensions))
 
     async def late_days(
@@ -261,9 +270,9 @@ def _series(record: asyncpg.Record) -> RollupSeries:
     starts = _integers(record["starts"]) // 1_000_000 + _2000_S
     counts = _integers(record["counts"])
     rows = len(starts)
-    sums = [ZERO] * rows if record["sums"] is None else list(map(Decimal, record["sums"].split(" ")))
+    sums = ["0"] * rows if record["sums"] is None else record["sums"].split(" ")
     minima, maxima = (_floats(record[name], rows) for name in ("minima", "maxima"))
-    sketches = record["sketches"]
+    sketches = record["sketches"] if any(record["sketches"] or ()) else None
     # Rows come in the order of the index or of the table, as the planner likes.
     if rows > 1 and not (np.diff(starts) > 0).all():
         order = np.argsort(starts)

@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from storage.aggregate import Aggregate, Aggregation, decode_aggregate
+from storage.aggregate import QUANTILES, Aggregate, Aggregation, decode_aggregate
 from storage.window_key import SIZE_S, Dimensions, Size, WindowKey
 
 RolledSize = Literal["1m", "1h", "1d"]
@@ -51,14 +51,16 @@ class LateDay(NamedTuple):
 
 @dataclass(frozen=True)
 class RollupSeries:
-    """The rows of one group, oldest first; all columns have one length."""
+    """The rows of one group, oldest first; all columns have one length. A column that was not asked for is as if there
+    was nothing in it."""
 
     dimensions: Dimensions
     starts: np.ndarray
     """int64, seconds since the epoch."""
     counts: np.ndarray
     """int64"""
-    sums: Sequence[Decimal]
+    sums: Sequence[str]
+    """Exact numbers without an exponent; "0" where there is none."""
     minima: np.ndarray
     """float64, NaN where there is none."""
     maxima: np.ndarray
@@ -66,13 +68,13 @@ class RollupSeries:
     """Encoded aggregates; None when no row has one."""
 
     def aggregate(self, row: int) -> Aggregate:
-        """The row as it was written. Raises `FormatError` for damaged bytes."""
+        """The row as it was written, if all columns were asked for. Raises `FormatError` for damaged bytes."""
         encoded = self.sketches[row] if self.sketches else None
         if encoded is not None:
             return decode_aggregate(encoded)
         return Aggregate(
             count=int(self.counts[row]),
-            total=self.sums[row],
+            total=Decimal(self.sums[row]),
             minimum=_number(self.minima[row]),
             maximum=_number(self.maxima[row]),
         )
@@ -115,9 +117,18 @@ class RollupStore(Protocol):
         .definition_book`; `audited`: by the daily job. Raises `Fenced`."""
 
     async def read(
-        self, project_id: str, metric: str, size: RolledSize, start: int, end: int, *, grouped: bool
+        self,
+        project_id: str,
+        metric: str,
+        size: RolledSize,
+        start: int,
+        end: int,
+        *,
+        grouped: bool,
+        wanted: Aggregation | None = None,
     ) -> RollupColumns:
-        """The rows with `start` <= start < `end`: all groups (but not the total), or the total alone."""
+        """The rows with `start` <= start < `end`: all groups (but not the total), or the total alone. Times and counts,
+        and the columns that the values of the `wanted` aggregation are made of; without it all."""
 
     async def late_days(
         self, partitions: Sequence[int], *, quiet_s: float, max_wait_s: float, limit: int
@@ -179,6 +190,13 @@ def check_range(
     for key in keys:
         if key.project_id not in projects or key.start < start or key.start + SIZE_S[key.size] > end:
             raise ValueError(f"{key} is not in [{start}, {end}) of the projects that are replaced")
+
+
+def wanted_columns(wanted: Aggregation | None) -> tuple[bool, bool, bool, bool]:
+    """Whether values of the aggregation are made of the sums, minima, maxima, and sketches."""
+    if wanted is None:
+        return True, True, True, True
+    return wanted in ("sum", "mean"), wanted == "min", wanted == "max", wanted == "unique" or wanted in QUANTILES
 
 
 def metric_type(aggregation: Aggregation | None, aggregate: Aggregate) -> Aggregation:

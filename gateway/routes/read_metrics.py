@@ -110,7 +110,8 @@ async def answer(statistics: Statistics, plan: Plan) -> bytes:
         return _encode(_answer(plan, read, written))
     made = _answer(plan, read, written, cache="miss")
     cached = [Source("cache", made.start_time, made.end_time)]
-    await statistics.answers.put(question, _encode(msgspec.structs.replace(made, cache="hit", sources=cached)))
+    hit = msgspec.structs.replace(made, cache="hit", sources=cached)
+    statistics.answers.keep(question, partial(_encode, hit))
     return _encode(made)
 
 
@@ -271,7 +272,7 @@ async def _poll(
         read = await statistics.reader.read(plan)
         head = msgspec.json.encode({"metric": metric, "granularity": query.granularity})[:-1] + b","
         for start, point in zip(edges.tolist(), _grid(plan, read).column(()), strict=False):
-            messages[metric, start] = message("point", head + point[1:].encode())
+            messages[metric, start] = message("point", head + point[1:])
     return messages
 
 

@@ -303,6 +303,8 @@ async def test_closed_ranges_are_answered_from_the_cache() -> None:
     at = datetime(2026, 1, 1, 5, tzinfo=UTC).timestamp()
     await roll_up(system.statistics, [Sent(at)])
     first = await ask(system, "events", **CLOSED)
+    while not system.statistics.answers.kept:
+        await asyncio.sleep(0)
     await system.statistics.rollups.upsert([], epoch=1, next_offset=1)
     second = await ask(system, "events", **CLOSED)
     assert (first["cache"], second["cache"]) == ("miss", "hit")

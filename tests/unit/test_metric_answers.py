@@ -3,13 +3,15 @@
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analytics_actors.windows.definition_book import is_built
-from gateway.metric_answers import Grid, _number_text
+from gateway.exact_numbers import means_json, sums_json
+from gateway.metric_answers import Grid
 from gateway.metric_query import Fill, Plan, bucket_edges
 from gateway.metric_read import Interval
 from gateway.rollup_reads import runs_without
@@ -45,7 +47,7 @@ def series_of(windows: list[tuple[WindowKey, Aggregate]]) -> list[RollupSeries]:
             dimensions,
             np.array([key.start for key, _ in rows], np.int64),
             np.array([value.count for _, value in rows], np.int64),
-            [value.total for _, value in rows],
+            [format(value.total, "f") for _, value in rows],
             np.array([np.nan if value.minimum is None else value.minimum for _, value in rows]),
             np.array([np.nan if value.maximum is None else value.maximum for _, value in rows]),
             None,
@@ -91,10 +93,20 @@ def test_sources_and_splits_make_no_difference(
     assert whole.write() == split.write() == rolled.write()
 
 
-@given(st.decimals(-(10**20), 10**20, places=9) | st.decimals(allow_nan=False, allow_infinity=False, places=2))
-def test_numbers_have_one_text(number: Decimal) -> None:
-    assert _number_text(number) == decimal_text(number)
-    assert Decimal(_number_text(number)) == number
+numbers = st.decimals(-(10**28), 10**28, places=9) | st.decimals(-(10**9), 10**9, places=2)
+sums = st.lists(st.tuples(numbers, st.booleans(), st.integers(0, 2**40)), min_size=1, max_size=20)
+
+
+@given(sums)
+def test_sums_and_means_are_those_of_aggregates(given_sums: list[tuple[Decimal, bool, int]]) -> None:
+    """Whether a sum comes as text or as a number."""
+    cells = [format(total, "f") if is_text else total for total, is_text, _ in given_sums]
+    counts = np.array([count for _, _, count in given_sums])
+    aggregates = [Aggregate(count, total, 0.0, 0.0) for total, _, count in given_sums]
+    texts = [decimal_text(each.total) if each.count else "null" for each in aggregates]
+    assert sums_json(cells, counts).decode() == f"[{','.join(texts)}]"
+    means = [each.value("mean") for each in aggregates]
+    assert msgspec.json.decode(means_json(cells, counts)) == means
 
 
 def test_days_without_a_row_are_read_in_few_pieces() -> None:
