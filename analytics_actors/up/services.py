@@ -207,7 +207,8 @@ class RayService:
 
     def __init__(self, folder: DataFolder, node: RayNode, run_file: RunFile, stopping: threading.Event) -> None:
         self.on_restart: Callable[[], None] = lambda: None
-        """Called when a fresh node runs: drivers of the one before cannot go on, and Ray lets them spin."""
+        """Called when a fresh node runs, before its actors are started: drivers of the one before cannot go on, and Ray
+        lets them ask the fresh one a thousand times a second, which takes the time that the actors need."""
         self.address = node.address
         self.environment: Mapping[str, str] = node.env()
         self._folder = folder
@@ -222,8 +223,8 @@ class RayService:
             self._node.start(on_spawn=lambda pid: self._run_file.record(self.name, pid))
             self._link_logs(self._node.session_logs)
             if self._has_actors:
-                start_actors(self._folder, self.environment, self._stopping)
                 self.on_restart()
+                start_actors(self._folder, self.environment, self._stopping)
 
     def abandon(self) -> None:
         if self._node.process is not None:
