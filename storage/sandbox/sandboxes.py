@@ -175,3 +175,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError):
             process.kill()
     await process.wait()
+    # Its pipe ends a moment after it, and must have when the loop is closed.
+    assert process.stdout is not None
+    with suppress(ConnectionError):
+        await process.stdout.read()
