@@ -6,7 +6,10 @@ BIN := $(VENV)/bin
 ARGS ?=
 UV_VERSION := 0.13.8
 
-.PHONY: install up down test faults check lock bench clean
+# Processes are started by the dozen, and without bytecode each compiles Ray and all the rest again, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: install up down test test-long faults check lock bench clean
 
 install: $(VENV)/.runtime
 
@@ -17,17 +20,22 @@ down: $(VENV)/.runtime
 	$(BIN)/analytics-actors down $(ARGS)
 
 # Unit and contract tests side by side; then those of whole systems, two at a time: they wait more than they work.
+# About ten minutes on two cores; what takes long and rarely finds anything is in test-long.
 test: check
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
-	$(BIN)/pytest -n 4 --dist loadfile tests/unit tests/contract
+	$(BIN)/pytest -n 3 --dist loadfile tests/unit tests/contract
 	$(BIN)/pytest -n 2 --dist loadfile tests/integration tests/faults
 endif
 
-# The same faults, with services away for a minute instead of seconds.
+# What `make test` leaves out: many more seeds of the models, and repetitions of a fault at another place.
+test-long: $(VENV)/.dev
+	$(BIN)/pytest -n 2 --dist loadfile -m long $(ARGS)
+
+# All faults, with services away for a minute instead of seconds.
 faults: $(VENV)/.dev
-	FAULT_SECONDS=60 $(BIN)/pytest tests/faults $(ARGS)
+	FAULT_SECONDS=60 $(BIN)/pytest -m "long or not long" tests/faults $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from storage.event_batch import PackedRows
 from storage.memory_rollups import MemoryRollups
 from storage.memory_windows import MemoryWindows
 from storage.window_key import OTHER
+from tests.seeds import seeds
 from tests.unit import virtual_time
 from tests.unit.aggregation import PARTITIONS, SETTINGS, Event, System, default_settings
 
@@ -305,7 +306,7 @@ class Model:
 
 
 @pytest.mark.parametrize("flushes", [False, True])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", seeds(4, 20))
 def test_model_with_crashes(seed: int, flushes: bool) -> None:
     """WM-1, WM-2, FN-1, CK-1: any batching, any crash point, zombies, outcomes nobody knows, lost and trimmed logs."""
 

@@ -10,6 +10,7 @@ import pytest
 from analytics_actors.lake.progress import all_sinks, lake_progress
 from config.settings import LakeSettings
 from storage.lake_file import read_note
+from tests.seeds import seeds
 from tests.unit import virtual_time
 from tests.unit.lake_shard import FOLDED_TYPE, HOUR_S, POISON, LakeShard
 
@@ -240,7 +241,7 @@ def test_notes_name_the_partitions_of_their_events_only() -> None:
     in_shard(test)
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", seeds(12, 60))
 def test_whatever_happens_the_lake_is_what_was_stored(seed: int) -> None:
     rng = random.Random(seed)
 

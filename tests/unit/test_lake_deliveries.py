@@ -20,6 +20,7 @@ from storage.lake_file import read_summary
 from storage.memory_destinations import MemoryDestinations
 from storage.memory_objects import MemoryObjects
 from storage.object_store import ObjectStore
+from tests.seeds import seeds
 from tests.unit import virtual_time
 from tests.unit.aggregation import Slow, compute_here
 from tests.unit.lake_shard import HOUR_S, PARTITIONS, LakeShard
@@ -328,7 +329,7 @@ def test_an_hour_of_very_many_files_is_read_in_turn(tmp_path: Path, monkeypatch:
     in_lake(test, tmp_path)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(5, 30))
 def test_whatever_happens_each_event_is_delivered_once(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
 

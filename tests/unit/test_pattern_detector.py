@@ -15,7 +15,10 @@ def flat(minutes: int, level: float = 100.0) -> Series:
     return np.full(minutes, level)
 
 
-@pytest.mark.parametrize("rate", [1, 5, 10, 20, 50, 200, 5000])
+MORE_RATES = [pytest.param(rate, marks=pytest.mark.long) for rate in (5, 10, 50, 200)]
+
+
+@pytest.mark.parametrize("rate", [1, 20, 5000, *MORE_RATES])
 def test_noise_of_days_is_next_to_no_alarm(rate: float) -> None:
     found = detect(poisson(flat(3 * DAY, rate)))
     assert len(found) <= 1
