@@ -39,8 +39,9 @@ async def wait_exported(system: RunningSystem, *, deadline_s: float = 60.0) -> N
 
 
 def exporters(system: RunningSystem) -> list[dict[str, Any]]:
-    """By shard, what the controller knows of its exporter."""
-    return [shard["exporter"] for shard in system.status()["shards"]]
+    """By shard, what the controller knows of its exporter; `view` is None while it does not answer, and before it was
+    looked at."""
+    return [shard["exporter"] or {"state": "", "view": None} for shard in system.status()["shards"]]
 
 
 async def live_keys(system: RunningSystem) -> list[str]:

@@ -16,6 +16,7 @@ from tests.object_servers import ObjectServer, start_moto
 from tests.system import Client, RunningSystem
 
 EXPORTER = "ray::Exporter"
+CRASH_POINTS = ("planned", "one put", "put", "committed")
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -31,30 +32,25 @@ async def check(client: Client, folder: Path) -> None:
     await check_lake(client, folder)
 
 
-@pytest.mark.parametrize("point", ["planned", "one put", "put", "committed"])
-async def test_an_exporter_killed_at_a_point(
-    system: RunningSystem, client: Client, folder: Path, exporter_crash_file: Path, point: str
+async def test_an_exporter_killed_at_each_point_and_at_any(
+    system: RunningSystem, client: Client, folder: Path, exporter_crash_file: Path
 ) -> None:
     await wait_exported(system)
     before = files_in(folder)
-    exporter_crash_file.write_text(point)
+    rng = random.Random(4)
     async with client.loading():
-        async with asyncio.timeout(60):
-            while exporter_crash_file.exists():
-                await asyncio.sleep(0.05)
+        for point in CRASH_POINTS:
+            exporter_crash_file.write_text(point)
+            async with asyncio.timeout(60):
+                while exporter_crash_file.exists():
+                    await asyncio.sleep(0.05)
+        for _ in range(3):
+            await asyncio.sleep(rng.uniform(0.1, 1))
+            await asyncio.to_thread(system.kill, EXPORTER)
     await check(client, folder)
     assert set(client.acks) == {"logged"}, "ingest does not wait for an exporter"
     known = {row["key"] for row in await system.sql("SELECT key FROM lake_files")}
     assert files_in(folder) - before <= known, "a plan is finished under its own names"
-
-
-async def test_an_exporter_killed_again_and_again(system: RunningSystem, client: Client, folder: Path) -> None:
-    rng = random.Random(4)
-    async with client.loading():
-        for _ in range(4):
-            await asyncio.sleep(rng.uniform(0.1, 1))
-            await asyncio.to_thread(system.kill, EXPORTER)
-    await check(client, folder)
 
 
 async def test_a_stopped_exporter_is_replaced_and_fenced(system: RunningSystem, client: Client, folder: Path) -> None:
@@ -97,6 +93,7 @@ def over_s3(moto: ObjectServer, tmp_path: Path) -> OverS3:
             "ANALYTICS_LAKE_ENDPOINT_URL": moto.endpoint_url,
             "ANALYTICS_LAKE_PATH_STYLE": "true",
             "ANALYTICS_LAKE_REQUEST_TIMEOUT_S": "1",
+            "ANALYTICS_GATEWAY_WORKERS": "1",
         }
         running = RunningSystem(tmp_path / "data", arguments=("--port", "0"), environment=lake | moto.environment())
         try:

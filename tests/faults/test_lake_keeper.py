@@ -4,7 +4,8 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import psutil
 import pytest
 
 from analytics_actors.keeper_actor import CRASH_FILE, NICE
-from tests.lake_reading import check_lake, files_in, live_keys, wait_exported
+from tests.lake_reading import check_lake, files_in, live_keys, read_rows, wait_exported
 from tests.query_onlooker import QueryOnlooker
 from tests.system import Client, RunningSystem
 
 KEEPER = "ray::Keeper"
 CRASH_POINTS = ("planned", "merged", "put", "swapped")
+RETENTION_POINTS = ("day due", "day dropped", "move planned", "move copied", "move committed", "objects removed")
+DELIVERY_POINTS = ("delivery begun", "delivery put", "delivery recorded", "delivery finished")
 IDLE_S = 3
 GRACE_S = 15
 """The least that the deadlines of queries allow here."""
@@ -40,16 +43,20 @@ def crash_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory, crash_file: Path) -> Iterator[RunningSystem]:
     """One of this module's own: its keeper is eager, and looks for points to end at."""
+    folder = tmp_path_factory.mktemp("keeper")
     running = RunningSystem(
-        tmp_path_factory.mktemp("keeper") / "data",
+        folder / "data",
         arguments=("--port", "0"),
         environment={
             CRASH_FILE: str(crash_file),
+            "ANALYTICS_GATEWAY_WORKERS": "1",
             "ANALYTICS_LAKE_PART_INTERVAL_S": "0.5",
             "ANALYTICS_LAKE_COMPACT_QUIET_S": "2",
             "ANALYTICS_LAKE_COMPACT_MAX_PARTS": "3",
             "ANALYTICS_LAKE_KEEPER_INTERVAL_S": "0.2",
             "ANALYTICS_LAKE_RETIRED_GRACE_S": "1",
+            "ANALYTICS_DESTINATIONS_FOLDER": str(folder / "clients"),
+            "ANALYTICS_DESTINATIONS_INTERVAL_S": "1",
             "ANALYTICS_QUERY_DEADLINE_S": "8",
             "ANALYTICS_QUERY_QUEUE_WAIT_S": "2",
         },
@@ -59,6 +66,15 @@ def system(tmp_path_factory: pytest.TempPathFactory, crash_file: Path) -> Iterat
         yield running
     finally:
         running.close()
+
+
+async def die_at(crash_file: Path, points: Sequence[str]) -> None:
+    """The keeper ends at one point after the other, each in a life of its own."""
+    for point in points:
+        crash_file.write_text(point)
+        async with asyncio.timeout(60):
+            while crash_file.exists():
+                await asyncio.sleep(0.05)
 
 
 async def is_compact(system: RunningSystem) -> None:
@@ -75,11 +91,7 @@ async def test_a_keeper_killed_while_queries_and_exports_run(
     counting = asyncio.create_task(onlooker.run_until(done))
     rng = random.Random(6)
     async with client.loading():
-        for point in CRASH_POINTS:
-            crash_file.write_text(point)
-            async with asyncio.timeout(60):
-                while crash_file.exists():
-                    await asyncio.sleep(0.05)
+        await die_at(crash_file, CRASH_POINTS)
         for _ in range(2):
             await asyncio.sleep(rng.uniform(0.2, 1))
             await asyncio.to_thread(system.kill, KEEPER)
@@ -120,16 +132,22 @@ def test_an_idle_keeper_costs_nothing_and_says_what_it_did(system: RunningSystem
     assert "lake-keeper" in system.cli("status").stdout
 
 
-async def test_old_hours_become_cold_while_queries_count(system: RunningSystem, client: Client) -> None:
-    old = (datetime.now(UTC) - timedelta(days=25)).isoformat()
+async def post_old(client: Client, *, days: int) -> None:
+    """Twenty events of one hour so long ago, all of them in one file."""
+    old = (datetime.now(UTC) - timedelta(days=days)).isoformat()
     events = [{"eventId": f"old-{n}", "eventType": "load", "timestamp": old} for n in range(20)]
     client.sent |= {str(event["eventId"]) for event in events}
-    async with httpx.AsyncClient(base_url=system.url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=client.system.url, timeout=30) as http:
         headers = {"Authorization": f"Bearer {client.write_key}"}
         assert (await http.post("/v1/events/batch", json=events, headers=headers)).status_code == 202
-        await asyncio.to_thread(client.settle)
-        await wait_exported(system)
-        await is_compact(system)
+    await asyncio.to_thread(client.settle)
+    await wait_exported(client.system)
+    await is_compact(client.system)
+
+
+async def test_old_hours_become_cold_while_queries_count(system: RunningSystem, client: Client) -> None:
+    await post_old(client, days=25)
+    async with httpx.AsyncClient(base_url=system.url, timeout=30) as http:
         onlooker, done = QueryOnlooker(client), asyncio.Event()
         counting = asyncio.create_task(onlooker.run_until(done))
         limits = ("--set", "retention.lake_hot_days=20", "--set", "lake.compact_quiet_s=0.01")
@@ -148,3 +166,76 @@ async def test_old_hours_become_cold_while_queries_count(system: RunningSystem, 
         answer = await http.post(url, json={"sql": "SELECT count(*) FROM events"}, headers=client.admin())
         assert (answer.json()["rows"], answer.json()["coldFiles"]) == ([[20]], 1)
     await check_lake(client, system.data / "lake")
+
+
+async def store_long_ago(client: Client, *, days: int) -> None:
+    """The project's raw events were stored so long ago; so was one that the lake has not, on the day before, of a
+    project called held."""
+    sql, day = client.system.sql, datetime.now(UTC).date() - timedelta(days=days)
+    for each in (day, day - timedelta(days=1)):
+        await sql("SELECT events_log_add_day($1)", each)
+    noon = datetime.combine(day, datetime.min.time(), UTC) + timedelta(hours=12)
+    await sql("UPDATE events_log SET created_at = $1 WHERE project_id = $2", noon, client.project)
+    held = {"project_id": "held", "log_offset": 1 << 40, "created_at": (noon - timedelta(days=1)).isoformat()}
+    await sql(
+        "INSERT INTO events_log SELECT (jsonb_populate_record(stored, $2::jsonb)).* FROM events_log AS stored"
+        " WHERE project_id = $1 AND event_id = 'old-0'",
+        client.project,
+        json.dumps(held),
+    )
+
+
+async def test_a_keeper_killed_in_the_midst_of_retention(
+    system: RunningSystem, client: Client, crash_file: Path
+) -> None:
+    await post_old(client, days=40)
+    await store_long_ago(client, days=45)
+    onlooker, done = QueryOnlooker(client), asyncio.Event()
+    counting = asyncio.create_task(onlooker.run_until(done))
+    # The next life of the keeper has missed a run, and so has each that follows until one has come to its end.
+    await system.sql("UPDATE retention_runs SET finished_at = NULL")
+    crash_file.write_text(RETENTION_POINTS[0])
+    await asyncio.to_thread(system.kill, KEEPER)
+    await die_at(crash_file, RETENTION_POINTS)
+    async with asyncio.timeout(60):
+        while not await system.sql("SELECT FROM retention_runs WHERE finished_at IS NOT NULL"):
+            await asyncio.sleep(0.2)
+        while files_in(system.data / "lake") != set(await live_keys(system)):
+            await asyncio.sleep(0.5)
+    done.set()
+    await counting
+    await asyncio.to_thread(system.wait_healthy)
+    [held] = await system.sql("DELETE FROM events_log WHERE project_id = 'held' RETURNING event_id")
+    assert held["event_id"] == "old-0", "what is not in the lake stays"
+    assert not await client.stored()
+    paths = [str(system.data / "lake" / key) for key in await live_keys(system)]
+    assert all("/cold/" in path for path in paths if read_rows([path], f"project_id = '{client.project}'"))
+    found = read_rows(paths, f"project_id = '{client.project}'")
+    assert Counter(row.event_id for row in found) == dict.fromkeys(client.sent, 1)
+    assert (onlooker.count, onlooker.answers > 5) == (20, True)
+    totals = client.ledger()["totals"]
+    assert (totals["stored"], totals["expired"]) == (20, 20)
+    async with httpx.AsyncClient(base_url=system.url, timeout=30) as http:
+        check = await http.get("/v1/ledger/check", params={"projectId": client.project}, headers=client.admin())
+    assert check.json() == {"ok": True, "differences": []}
+
+
+async def test_a_keeper_killed_while_it_delivers(system: RunningSystem, client: Client, crash_file: Path) -> None:
+    folder = system.data.parent / "clients" / client.project
+    async with httpx.AsyncClient(base_url=system.url, timeout=30) as http:
+        wanted = {"projectId": client.project, "url": folder.as_uri()}
+        made = await http.post("/v1/destinations", json=wanted, headers=client.admin())
+        assert made.status_code == 201, made.text
+    async with client.loading(workers=2, pause_s=0.05):
+        crash_file.write_text(DELIVERY_POINTS[0])
+        # Its next life looks at once which destinations there are.
+        await asyncio.to_thread(system.kill, KEEPER)
+        await die_at(crash_file, DELIVERY_POINTS)
+    await client.check()
+    await wait_exported(system)
+    stored, delivered = await client.stored(), Counter[str]()
+    async with asyncio.timeout(60):
+        while delivered != stored:
+            assert delivered <= stored, "an event is there twice"
+            await asyncio.sleep(0.2)
+            delivered = Counter(row.event_id for row in read_rows([str(path) for path in folder.rglob("*.parquet")]))

@@ -23,6 +23,7 @@ LOG_BYTES = 400_000
 SMALL = {
     "ANALYTICS_LOG_MAX_BYTES": str(LOG_BYTES),
     "ANALYTICS_SPOOL_MAX_BYTES": "60000",
+    "ANALYTICS_GATEWAY_WORKERS": "1",
     # An exporter that is stopped here is to stay in its place.
     "ANALYTICS_ACTORS_UNRESPONSIVE_AFTER_S": "100",
 }

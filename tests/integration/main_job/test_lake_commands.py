@@ -76,7 +76,7 @@ def test_exports_have_every_event_of_a_project_by_hour(lake: RunningSystem, data
         files: list[dict[str, Any]] = []
         cursor: dict[str, str] = {}
         while True:
-            page = get(lake, "/v1/exports", projectId=project, limit=3, **cursor)
+            page = get(lake, "/v1/exports", projectId=project, limit=40, **cursor)
             files += page["files"]
             if "nextCursor" not in page:
                 break
