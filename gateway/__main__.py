@@ -2,10 +2,12 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from config import logs
@@ -23,28 +25,31 @@ def main(arguments: list[str] | None = None, *, command: WorkerCommand = worker_
     logs.configure("gateway")
     settings = Settings.from_json(options.settings.read_bytes())
     try:
-        sock = listen(settings.gateway)
+        sockets = listen(settings.gateway)
     except OSError as error:
         fields = {"action": "listen_failed", "host": settings.gateway.host, "port": settings.gateway.port}
         log.error("cannot listen: %s; choose another port or stop who has it", error.strerror, extra=fields)
         return 1
-    port = sock.getsockname()[1]
+    port = sockets[0].getsockname()[1]
     if options.port_file is not None:
         write_port_file(options.port_file, port)
     log.info(
         "listening", extra={"action": "listening", "host": settings.gateway.host, "port": port, "pid": os.getpid()}
     )
-    with sock:
-        asyncio.run(_supervise(options.settings, settings, sock, command))
+    with contextlib.ExitStack() as stack:
+        for sock in sockets:
+            stack.enter_context(sock)
+        asyncio.run(_supervise(options.settings, settings, sockets, command))
     return 0
 
 
-async def _supervise(settings_file: Path, settings: Settings, sock: socket.socket, command: WorkerCommand) -> None:
+async def _supervise(
+    settings_file: Path, settings: Settings, sockets: Sequence[socket.socket], command: WorkerCommand
+) -> None:
     supervisor = Supervisor(
-        lambda worker: command(settings_file, sock.fileno(), worker),
-        sock,
+        lambda worker: command(settings_file, sockets[worker].fileno(), worker),
+        sockets,
         worker_environment(settings),
-        workers=settings.gateway.workers,
         drain_deadline_s=settings.gateway.drain_deadline_s,
     )
     await supervisor.run()

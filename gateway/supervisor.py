@@ -1,8 +1,12 @@
 """The parent of the gateway's workers: owns the listening socket, keeps the workers running, drains them.
 
-It imports nothing heavy and does no work of its own, so that it has no reason to die. The socket is its own:
+It imports nothing heavy and does no work of its own, so that it has no reason to die. The sockets are its own:
 while a worker is replaced, connections wait in the backlog and are not refused. Workers notice when it dies
 all the same (`gateway.server`), finish what they have, and free the port.
+
+Each worker has a socket of its own on the one port (SO_REUSEPORT), so that the kernel spreads connections evenly.
+From a shared socket the worker that wakes first takes all: 64 kept connections of one client were seen to come to one
+of two workers, and the other had nothing to do.
 """
 
 import asyncio
@@ -17,13 +21,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from config.settings import GatewaySettings, Settings
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
-"""Connections that wait while a worker restarts; the kernel caps it at net.core.somaxconn."""
+"""Connections that wait for one worker while it restarts; the kernel caps it at net.core.somaxconn."""
 BIND_PATIENCE_S = 5.0
 """Workers of a supervisor that was killed hold the port until they have noticed."""
 CLOSE_ALLOWANCE_S = 5.0
@@ -44,17 +49,47 @@ WorkerCommand = Callable[[Path, int, int], Sequence[str]]
 """From settings file, socket and number of a worker to the command that runs it."""
 
 
-def listen(settings: GatewaySettings, *, patience_s: float = BIND_PATIENCE_S) -> socket.socket:
-    """The listening socket. Raises `OSError` when the address is taken for longer than the patience."""
+def listen(settings: GatewaySettings, *, patience_s: float = BIND_PATIENCE_S) -> list[socket.socket]:
+    """A listening socket for each worker. Raises `OSError` when the address is taken for longer than the patience."""
+    first = _claim(settings, patience_s=patience_s)
+    sockets = [first]
+    if sys.platform == "linux":
+        # Only now: a port that was claimed with it could be another gateway's of the same account.
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sockets += [_bound(first.family, first.getsockname(), shared=True) for _ in range(settings.workers - 1)]
+    else:
+        # Elsewhere the kernel gives all connections to one of them.
+        sockets += [first] * (settings.workers - 1)
+    for sock in sockets:
+        sock.listen(BACKLOG)
+    return sockets
+
+
+def _claim(settings: GatewaySettings, *, patience_s: float) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     until = time.monotonic() + patience_s
     while True:
         try:
-            return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+            return _bound(family, (settings.host, settings.port), shared=False)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() > until:
                 raise
             time.sleep(0.1)
+
+
+def _bound(family: int, address: tuple[Any, ...], *, shared: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def write_port_file(path: Path, port: int) -> None:
@@ -90,21 +125,19 @@ def backoff(failures: int) -> float:
 
 
 class Supervisor:
-    """Runs `workers` children, each from `command(index)`, until a stop is asked for."""
+    """Runs a child for each of the sockets, from `command(index)`, until a stop is asked for."""
 
     def __init__(
         self,
         command: Callable[[int], Sequence[str]],
-        sock: socket.socket,
+        sockets: Sequence[socket.socket],
         environment: dict[str, str],
         *,
-        workers: int,
         drain_deadline_s: float,
     ) -> None:
         self._command = command
-        self._sock = sock
+        self._sockets = sockets
         self._environment = environment
-        self._workers = workers
         self._stop_deadline_s = drain_deadline_s + CLOSE_ALLOWANCE_S
         self._stopping = asyncio.Event()
         self._running: dict[int, asyncio.subprocess.Process] = {}
@@ -114,7 +147,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._replace_workers)
-        keepers = [asyncio.create_task(self._keep(index)) for index in range(self._workers)]
+        keepers = [asyncio.create_task(self._keep(index)) for index in range(len(self._sockets))]
         await self._stopping.wait()
         log.info("draining the workers", extra={"action": "drain"})
         self._signal_all(signal.SIGTERM)
@@ -144,7 +177,7 @@ class Supervisor:
     async def _spawn(self, index: int) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
             *self._command(index),
-            pass_fds=(self._sock.fileno(),),
+            pass_fds=(self._sockets[index].fileno(),),
             env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,
         )

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -64,6 +65,13 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def asked_over(connection: socket.socket) -> int:
+    """The pid of the worker that has this connection, which is closed."""
+    with connection, connection.makefile("rb") as answer:
+        connection.sendall(b"GET /pid HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+        return int(answer.read().splitlines()[-1])
+
+
 @contextmanager
 def gateway(
     folder: Path, *, workers: int = 1, port: int = 0, environment: dict[str, str] | None = None
@@ -102,9 +110,14 @@ def test_killed_worker_is_replaced_and_nobody_is_refused(tmp_path: Path) -> None
         assert (ended["pid"], ended["exit_code"]) == (first, -signal.SIGKILL)
 
 
-def test_workers_share_the_socket(tmp_path: Path) -> None:
+def test_connections_are_spread_over_the_workers(tmp_path: Path) -> None:
     with gateway(tmp_path, workers=2) as system:
         wait_for(lambda: len({system.answering() for _ in range(10)}) == 2)
+        kept = [socket.create_connection(("127.0.0.1", system.port)) for _ in range(100)]
+        answering = Counter(asked_over(connection) for connection in kept)
+        assert len(answering) == 2
+        # With a fair coin one time in a hundred million comes lower.
+        assert min(answering.values()) >= 22, answering
         assert (tmp_path / "gateway" / "metrics").is_dir()
 
 
