@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from analytics_actors.process_identity import ProcessIdentity, end_session, identify
 from config.settings import MIB, Settings
 from storage.embedded.process import OnSpawn, free_port, kept_secret, nobody_asked, spawn, wait_ready
+from storage.errors import Misconfigured
 
 OBJECT_STORE_BYTES = 200 * MIB
 """Appends travel inline or are short-lived; the gateways bound what is in flight to a fraction of this."""
@@ -27,6 +29,7 @@ DRIVER_PATIENCE_S = 10 * 365 * 86400
 MAX_TEMP_DIR_CHARS = 24
 """A Unix socket's path holds 107 bytes, of which Ray's session and socket names take 78."""
 
+_GAVE_UP = b"The current node timed out during startup"
 _LOOPBACK = {
     # Not a cluster of many machines: every listener of Ray binds 127.0.0.1 instead of all interfaces.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -100,18 +103,31 @@ class RayNode:
 
     def start(self, *, deadline_s: float = 90.0, on_spawn: OnSpawn = nobody_asked) -> None:
         """Return when drivers may join. Raises `Misconfigured` with the log's end."""
+        until_s = time.monotonic() + deadline_s
+        while not self._try_start(on_spawn, until_s=until_s):
+            pass
+
+    def _try_start(self, on_spawn: OnSpawn, *, until_s: float) -> bool:
+        """False when Ray has given up on its own raylet, as it does after half a minute on a busy machine."""
         self.stop()
         remove_last_session(self._directory)
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         kept_secret(self._token_path)
         self.temp_dir = _short_temp_dir()
         _record(self._directory).write_text(str(self.temp_dir))
+        said_before = self.log_path.stat().st_size if self.log_path.exists() else 0
         self.process = spawn(self._command(), log_path=self.log_path, environment=self._node_environment())
         self.identity = identify(self.process.pid)
         on_spawn(self.process.pid)
         # `ray start` writes the address there as its last step.
         complete = self._session_root() / "ray_current_cluster"
-        wait_ready(self.process, complete.exists, log_path=self.log_path, deadline_s=deadline_s)
+        try:
+            wait_ready(self.process, complete.exists, log_path=self.log_path, deadline_s=until_s - time.monotonic())
+        except Misconfigured:
+            if _GAVE_UP in self.log_path.read_bytes()[said_before:] and time.monotonic() < until_s:
+                return False
+            raise
+        return True
 
     def stop(self, *, deadline_s: float = 10.0) -> None:
         """End every process of this node, and no other; Ray's logs of it stay in `directory`/last_session."""
