@@ -67,7 +67,8 @@ async def test_files_lie_under_their_hour_and_every_reader_takes_them(
     system: RunningSystem, client: Client, folder: Path
 ) -> None:
     properties = {"text": 'ä\n"\\', "amount": 12.5, "none": None, "nested": {"a": [1, {"b": "c"}]}, "yes": True}
-    event = {"eventId": "one", "eventType": "buy", "userId": "u", "properties": properties}
+    at = datetime.now(UTC)
+    event = {"eventId": "one", "eventType": "buy", "userId": "u", "properties": properties, "timestamp": at.isoformat()}
     async with httpx.AsyncClient() as http:
         headers = {"Authorization": f"Bearer {client.write_key}"}
         context = {"ip": "203.0.113.9", "userAgent": "curl/8", "page": {"url": "https://example.com/"}}
@@ -82,8 +83,7 @@ async def test_files_lie_under_their_hour_and_every_reader_takes_them(
         )
     ]
     path = folder / key
-    now = datetime.now(UTC)
-    assert key.startswith(f"events/year={now:%Y}/month={now:%m}/day={now:%d}/hour=")
+    assert key.startswith(f"events/year={at:%Y}/month={at:%m}/day={at:%d}/hour={at:%H}/")
     assert path.name.startswith("part-")
 
     [row] = await asyncio.to_thread(read_lake, [str(path)], f"project_id = '{client.project}'")
