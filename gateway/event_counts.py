@@ -23,7 +23,8 @@ from storage.past_events import Place
 from storage.window_key import WindowKey, late_mask, microseconds
 
 MAX_COUNTED_EVENTS = 500_000
-"""Stored events that one answer counts: two to four seconds of a core, within the deadline of a query."""
+"""Stored events, and records of aggregate-only ones, that one answer counts: two to four seconds of a core, within the
+deadline of a query."""
 
 MAX_CONCURRENT_COUNTS = 2
 """Answers that count stored events at once; it is the one thing here that takes seconds of CPU."""
@@ -90,6 +91,8 @@ class EventCounts:
         records = self._events.records(projects, start_s=interval.start, end_s=interval.end)
         async with aclosing(cast(AsyncGenerator[RecordChunk], records)) as chunks:
             async for chunk in chunks:
+                if counted.events + len(chunk) > MAX_COUNTED_EVENTS:
+                    raise TooManyEvents
                 await asyncio.to_thread(counted.add_records, chunk)
 
     async def _catch_up(self, partition: int) -> None:
@@ -121,7 +124,8 @@ class _Counted:
         self._merge(aggregate(batch, lambda _: (self._definition,)))
 
     def add_records(self, records: RecordChunk) -> None:
-        """Of aggregate-only events. Their rows are not there, so they are not among `events`."""
+        """Of aggregate-only events, whose rows are not there. To count one takes as long as to count an event."""
+        self.events += len(records)
         counted = [(key, record) for key, record in records if self._late_s is None or not key.late]
         self.newest_us = max([self.newest_us, *(record.received_ms * 1000 for _, record in counted)])
         self._merge(deltas_of(counted, lambda _: (self._definition,)))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
-from itertools import chain
+from operator import add
 from typing import Annotated, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -23,7 +23,7 @@ from storage.quantile_sketch import EXACT_LIMIT as EXACT_QUANTILES
 from storage.quantile_sketch import RANK_ERROR
 from storage.rollups import RollupSeries
 from storage.unique_sketch import RELATIVE_ERROR
-from storage.window_key import OTHER, Dimensions, WindowKey
+from storage.window_key import Dimensions, WindowKey, other
 
 SourceName = Literal["windows", "rollups", "events", "lake", "cache"]
 
@@ -213,11 +213,9 @@ class Grid:
 
     def _cells(self, dimensions: Dimensions) -> _Numbers | _Sketches | None:
         """Those of the group that a tuple of dimensions belongs to; None when a filter does not admit it."""
+        if not self._plan.admits(dimensions):
+            return None
         values = dict(dimensions)
-        for wanted in self._plan.filters:
-            value = values.get(wanted.name)
-            if value is None or not wanted.admits(value):
-                return None
         group = tuple(values.get(name, "") for name in self._plan.group_by)
         cells = self._groups.get(group)
         if cells is None:
@@ -235,8 +233,10 @@ class Grid:
         counts = {group: int(cells.counts.sum()) for group, cells in self._groups.items()}
         ranked = sorted(counts, key=lambda group: (-counts[group], group)) if self._plan.group_by else [()]
         shown = ranked[: self._plan.limit]
-        columns = [column for group in shown for column in self._pieces(group)]
-        points = b"".join(chain.from_iterable(zip(*columns, strict=True)))
+        rows: Iterable[Sequence[bytes]] = zip(*map(self._endings, shown), strict=True)
+        if self._plan.fill == "none":
+            rows = (tuple(filter(None, row)) for row in rows)
+        points = b"".join([head + head.join(row) for head, row in zip(self._heads, rows, strict=False) if row])
         return Written(
             msgspec.Raw(b"[%b]" % points[:-1]),
             all(self._groups[group].exact for group in shown if group in self._groups),
@@ -246,26 +246,24 @@ class Grid:
 
     def column(self, group: Group) -> list[bytes]:
         """The points of one group as JSON; b"" where there is none."""
-        return [b"".join(pieces)[:-1] for pieces in zip(*self._pieces(group), strict=True)]
+        endings = zip(self._heads, self._endings(group), strict=True)
+        return [head + ending[:-1] if ending else b"" for head, ending in endings]
 
-    def _pieces(self, group: Group) -> list[list[bytes]]:
-        """What the points of one group are made of, as columns: one after the other they are JSON, with a comma at its
-        end. A point that there is not has empty pieces."""
+    def _endings(self, group: Group) -> list[bytes]:
+        """What the points of one group have behind their `_heads`, and a comma; b"" where there is none."""
         cells = self._groups.get(group) or _Numbers(self._plan.buckets, self._aggregation)
-        nothing = b"0" if self._plan.fill == "zero" else b"null"
-        pieces = [self._heads, cells.values().replace(b"null", nothing)[1:-1].split(b",")]
-        if self._aggregation != "count":
-            pieces += [[b',"count":'] * self._plan.buckets, _encode(cells.counts.tolist())[1:-1].split(b",")]
         tail = b"},"
         if group:
             tail = b',"dimensions":%b},' % _encode(dict(zip(self._plan.group_by, group, strict=True)))
-        pieces.append([tail] * self._plan.buckets)
+        values = cells.values().replace(b"null", b"0" if self._plan.fill == "zero" else b"null")
+        if self._aggregation == "count":
+            endings = _elements(values, tail)
+        else:
+            counts = _encode(cells.counts.tolist())
+            endings = list(map(add, _elements(values, b',"count":'), _elements(counts, tail)))
         if self._plan.fill == "none":
-            there = cells.counts.astype(np.bool_).tolist()
-            return [
-                [piece if is_there else b"" for piece, is_there in zip(each, there, strict=True)] for each in pieces
-            ]
-        return pieces
+            return [ending if count else b"" for ending, count in zip(endings, cells.counts.tolist(), strict=True)]
+        return endings
 
     @cached_property
     def _heads(self) -> list[bytes]:
@@ -274,8 +272,13 @@ class Grid:
         return [b'{"timestamp":"%bZ","value":' % begin for begin in begins.astype(bytes).tolist()]
 
 
+def _elements(array: bytes, end: bytes) -> list[bytes]:
+    """The numbers of a JSON array as they are written there, with `end`, which has no line break, behind each."""
+    return (array[1:-1].replace(b",", end + b"\n") + end).split(b"\n")
+
+
 def _is_overflow(dimensions: Dimensions) -> bool:
-    return bool(dimensions) and all(value == OTHER for _, value in dimensions)
+    return bool(dimensions) and dimensions == other(dimensions)
 
 
 def error_bound(aggregation: Aggregation, *, exact: bool) -> ErrorBound | None:

@@ -17,7 +17,7 @@ import numpy as np
 from gateway.errors import ApiError
 from gateway.event_times import read_time
 from storage.metric_definitions import Aggregation, MetricDefinition
-from storage.window_key import Dimensions, Size
+from storage.window_key import Dimensions, Size, other
 
 Granularity = Literal["minute", "5minutes", "hour", "day"]
 Fill = Literal["zero", "null", "none"]
@@ -100,10 +100,18 @@ class Plan:
         return bool(self.group_by or self.filters)
 
     def wants(self, dimensions: Dimensions) -> bool:
-        """Windows of a former definition, with other dimensions, may still be there."""
+        """Whether a group is part of the answer: one that the filters admit, or that of the others, which is told of
+        whatever they say. Windows of a former definition, with other dimensions, may still be there."""
         if not self.grouped:
             return not dimensions
-        return tuple(name for name, _ in dimensions) == self.definition.dimension_names
+        if tuple(name for name, _ in dimensions) != self.definition.dimension_names:
+            return False
+        return self.admits(dimensions) or dimensions == other(dimensions)
+
+    def admits(self, dimensions: Dimensions) -> bool:
+        """Whether all filters do."""
+        values = dict(dimensions)
+        return all(each.name in values and each.admits(values[each.name]) for each in self.filters)
 
     @property
     def sizes(self) -> tuple[Size, ...]:

@@ -19,6 +19,9 @@ WINDOWS_PER_LOAD = 250
 MAX_WINDOWS = 50_000
 """Windows that one answer is made of: a second or so of reading."""
 
+STARTS_PER_READ = 50
+"""Times whose groups are asked for at once; with a thousand groups each they are as many as an answer may have."""
+
 
 class Unusable(Exception):
     """The windows may not be asked; the text says why. `rolled`: whether the metric has roll-ups of the live hours."""
@@ -92,15 +95,18 @@ class WindowReads:
         project_id, metric = plan.project_id, plan.definition.name
         if not plan.grouped:
             return [WindowKey(project_id, metric, size, start, TOTAL) for start in starts]
-        groups = await self._windows.groups(project_id, metric, size, starts)
-        keys = [
-            WindowKey(project_id, metric, size, start, dimensions)
-            for start, tuples in zip(starts, groups, strict=True)
-            for dimensions in tuples
-            if plan.wants(dimensions)
-        ]
-        if len(keys) > MAX_WINDOWS:
-            raise _too_many_windows()
+        keys: list[WindowKey] = []
+        for at in range(0, len(starts), STARTS_PER_READ):
+            some = starts[at : at + STARTS_PER_READ]
+            groups = await self._windows.groups(project_id, metric, size, some)
+            keys += [
+                WindowKey(project_id, metric, size, start, dimensions)
+                for start, tuples in zip(some, groups, strict=True)
+                for dimensions in tuples
+                if plan.wants(dimensions)
+            ]
+            if len(keys) > MAX_WINDOWS:
+                raise _too_many_windows()
         return keys
 
 

@@ -264,6 +264,24 @@ async def test_points_are_bounded() -> None:
     assert len((await ask(system, "events", **where, groupBy="eventType", limit=4))["points"]) == 96
 
 
+async def test_windows_of_an_answer_are_bounded_and_those_of_other_groups_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.window_reads.MAX_WINDOWS", 15)
+    monkeypatch.setattr("gateway.window_reads.STARTS_PER_READ", 4)
+    system = System()
+    await begin_windows(system.statistics)
+    types = ["__other__", *(f"type{number}" for number in range(8))]
+    await publish(system.statistics, [Sent(NOW_S - 60 * minute, each) for minute in (1, 9) for each in types])
+    where: dict[str, Any] = {"startTime": iso(NOW_S - 600), "endTime": iso(NOW_S), "granularity": "minute"}
+    answer = await ask(system, "events", **where, groupBy="eventType", status=400)
+    assert "shorter range" in answer["hint"]
+    answer = await ask(system, "type3", **where)
+    assert (sum(values(answer)), answer["overflow"]) == (2, 2)
+    answer = await ask(system, "events", **where, groupBy="eventType", filter="eventType:in:type1,type2")
+    assert sum(values(answer)) == 4
+
+
 async def test_who_may_read() -> None:
     system = System()
     await begin_windows(system.statistics)
