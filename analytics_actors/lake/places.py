@@ -14,7 +14,7 @@ import socket
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import SplitResult, unquote
 
 import msgspec
 from yarl import URL
@@ -61,7 +61,7 @@ class Places:
         ):
             if pattern.fullmatch(value) is None:
                 raise Refused(f"{value!r} is no name of a bucket, a region or a profile")
-        if _overlaps(_s3_place(self._lake), (destination.endpoint_url, url.netloc, *_parts(url.path))):
+        if _overlaps(_s3_place(self._lake), _s3_parts(destination.endpoint_url, url)):
             raise Refused("the lake itself is there: a destination has a bucket or a prefix of its own")
         if destination.endpoint_url and not _is_of_settings(destination):
             await self._check_server(destination.endpoint_url)
@@ -133,12 +133,15 @@ def _s3_place(lake: LakeSettings) -> tuple[str, ...]:
     """Empty where the lake is in a folder."""
     if not lake.url.startswith("s3:"):
         return ()
-    url = split_url(lake.url, setting="lake.url")
-    return (lake.endpoint_url, url.netloc, *_parts(url.path))
+    return _s3_parts(lake.endpoint_url, split_url(lake.url, setting="lake.url"))
 
 
-def _parts(path: str) -> list[str]:
-    return [part for part in path.split("/") if part]
+def _s3_parts(endpoint_url: str, url: SplitResult) -> tuple[str, ...]:
+    """The same for one place, however its server is written. Raises `ValueError`."""
+    endpoint = URL(endpoint_url)
+    host = endpoint.host or ""
+    server = f"{host}:{endpoint.port}" if host and not host.endswith(".amazonaws.com") else ""
+    return (server, url.netloc, *(part for part in url.path.split("/") if part))
 
 
 def _overlaps(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:

@@ -104,6 +104,21 @@ async def test_the_lakes_own_place_is_refused(tmp_path: Path, prefix: str) -> No
             await places(tmp_path, lake=in_folder).open(to(f"file://{tmp_path}/clients/{prefix}"))
 
 
+@pytest.mark.parametrize(
+    ("lake", "endpoint"),
+    [
+        ("http://127.0.0.1:9000", "http://127.0.0.1:9000/"),
+        ("http://127.0.0.1", "http://127.0.0.1:80"),
+        ("http://Store.example.com:9000", "https://store.example.com:9000"),
+        ("https://s3.eu-west-1.amazonaws.com", ""),
+    ],
+)
+async def test_the_lakes_own_place_by_another_name_is_refused(tmp_path: Path, lake: str, endpoint: str) -> None:
+    found = places(tmp_path, lake=LakeSettings(url="s3://lake/a", endpoint_url=lake), hosts=["127.0.0.1:9000"])
+    with pytest.raises(Misconfigured, match="lake itself"):
+        await found.open(to("s3://lake/a/b", endpoint=endpoint))
+
+
 async def test_the_backup_of_the_settings_may_be_anywhere_but_in_the_lake(tmp_path: Path) -> None:
     policy = DestinationSettings(backup_url="s3://copy/x", backup_endpoint_url="http://10.0.0.5:9000")
     backup = backup_of(policy)
