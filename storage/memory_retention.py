@@ -166,7 +166,7 @@ class MemoryRetention:
             self.records[group].remove(time)
         gone = Gone(len(old), len(old) * ROW_BYTES)
         if gone.rows:
-            await self.note(run_id, Removal(group.kind, "/".join(group[1:]).strip("/"), 0, *gone))
+            await self.note(run_id, Removal(group.kind, group.name, 0, *gone))
         return gone
 
 

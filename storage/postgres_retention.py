@@ -191,8 +191,7 @@ class PostgresRetention:
             [row] = await connection.fetch(query, *arguments)
             gone = Gone(*row)
             if gone.rows:
-                name = "/".join(group[1:]).strip("/")
-                await _note(connection, run_id, Removal(group.kind, name, 0, *gone))
+                await _note(connection, run_id, Removal(group.kind, group.name, 0, *gone))
         return gone
 
     def _delete(self, group: Group, before: datetime, limit: int) -> tuple[str, *tuple[object, ...]]:

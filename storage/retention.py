@@ -73,6 +73,11 @@ class Group(NamedTuple):
     metric: str = ""
     granularity: str = ""
 
+    @property
+    def name(self) -> str:
+        """Within its kind."""
+        return "/".join(self[1:]).strip("/")
+
 
 class Run(NamedTuple):
     run_id: int

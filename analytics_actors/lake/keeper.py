@@ -81,6 +81,7 @@ class LakeKeeper:
     ) -> None:
         """Without `settings.enabled` there is no lake to keep, only retention."""
         cold_storage_class = retention.settings.retention.cold_storage_class if retention else ""
+        self._reached = reached
         self._manifest = manifest
         self._listing = listing
         self._settings = settings
@@ -111,7 +112,7 @@ class LakeKeeper:
             reached=reached,
         )
         self._retention = self._duty(retention) if retention and retention.settings.retention.enabled else None
-        self._removal = Removal(listing, objects, self._counters, settings=settings, clock_s=clock_s)
+        self._removal = Removal(listing, objects, self._counters, settings=settings, clock_s=clock_s, reached=reached)
         self._background = Background()
         self._started_s = clock_s()
         self._hours: list[HourParts] = []
@@ -128,6 +129,7 @@ class LakeKeeper:
             retention.settings,
             ageing=self._ageing if self._settings.enabled else None,
             clock=lambda: datetime.fromtimestamp(self._clock_s(), UTC),
+            reached=self._reached,
         )
         schedule = DailySchedule.read(retention.settings.retention.run_at)
         return RetentionDuty(run, retention.store, self._counters, schedule=schedule, clock_s=self._clock_s)

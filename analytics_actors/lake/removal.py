@@ -9,17 +9,16 @@ The law:
 """
 
 import logging
-import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from analytics_actors.counters import Counters
-from analytics_actors.lake.carrying import Patience
+from analytics_actors.lake.carrying import CrashPoint, Patience, no_crash
+from analytics_actors.lake.objects import name_of
 from config.settings import LakeSettings
-from storage.lake_file import COLD, PREFIX, cold_key
+from storage.lake_file import PREFIX, cold_key
 from storage.lake_listing import LakeListing
 from storage.lake_manifest import SWAP_TIME_S
 from storage.object_store import ObjectInfo, ObjectStore
@@ -30,21 +29,7 @@ LOOKED_AT_ONCE = 1000
 CLOCKS_APART_S = 300.0
 """Between the object store's server and PostgreSQL's."""
 
-_KEY = re.compile(
-    rf"(?:{COLD})?{PREFIX}year=\d{{4}}/month=\d\d/day=\d\d/hour=\d\d/(?:part|compact)-(\d{{12,18}})-\d{{5}}\.parquet",
-    re.ASCII,
-)
-
 _log = logging.getLogger(__name__)
-
-
-class Named(NamedTuple):
-    """An object under a name of the lake."""
-
-    key: str
-    plan_id: int
-    size: int
-    modified_s: float
 
 
 class Removal:
@@ -58,7 +43,9 @@ class Removal:
         *,
         settings: LakeSettings,
         clock_s: Callable[[], float],
+        reached: CrashPoint = no_crash,
     ) -> None:
+        self._reached = reached
         self._listing = listing
         self._objects = objects
         self._counters = counters
@@ -77,8 +64,9 @@ class Removal:
         )
         if not old:
             return False
-        keys = [entry.key for entry in old if _KEY.fullmatch(entry.key)]
+        keys = [entry.key for entry in old if name_of(entry.key) is not None]
         await self._patience.wait_for("object store", lambda: self._objects.delete(keys))
+        self._reached("objects removed")
         await self._patience.wait_for("manifest", lambda: self._listing.forget([entry.file_id for entry in old]))
         self._counters.count("files_removed", len(old))
         self._counters.count("bytes_removed", sum(entry.bytes for entry in old))
@@ -107,10 +95,11 @@ class Removal:
 
     async def _remove_orphans(self, page: Sequence[ObjectInfo]) -> None:
         before_s = self._clock_s() - self._settings.orphan_grace_s
-        old = [each for info in page if (each := named(info)) is not None and each.modified_s < before_s]
+        plan_of = {info.key: name.plan_id for info in page if (name := name_of(info.key)) is not None}
+        old = [info for info in page if info.key in plan_of and info.modified_s < before_s]
         if not old:
             return
-        plans = sorted({each.plan_id for each in old})
+        plans = sorted({plan_of[info.key] for info in old})
         # The plans first: a key that is not known after its plan had ended will never be.
         ended = await self._patience.wait_for("manifest", lambda: self._listing.ended(plans))
         known = await self._patience.wait_for("manifest", lambda: self._listing.known([each.key for each in old]))
@@ -118,7 +107,7 @@ class Removal:
         orphans = [
             each
             for each in unknown
-            if each.plan_id in ended and ended[each.plan_id].timestamp() <= each.modified_s + CLOCKS_APART_S
+            if (end := ended.get(plan_of[each.key])) and end.timestamp() <= each.modified_s + CLOCKS_APART_S
         ]
         if orphans:
             keys = [each.key for each in orphans]
@@ -128,12 +117,6 @@ class Removal:
             fields = {"action": "orphans_removed", "count": len(orphans), "first": keys[0]}
             _log.info("objects that no plan finished are removed", extra=fields)
         self.strangers += len(unknown) - len(orphans)
-
-
-def named(info: ObjectInfo) -> Named | None:
-    """None for what has no name of the lake."""
-    match = _KEY.fullmatch(info.key)
-    return Named(info.key, int(match[1]), info.size, info.modified_s) if match else None
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -83,8 +83,7 @@ class RetentionDuty:
 
     async def _is_missed(self, now: datetime) -> bool:
         """The first run of all is due at once."""
-        last = await self._store.last_run()
-        return last is None or last < self._schedule.last_due(now)
+        return self._schedule.is_due(now, last_run=await self._store.last_run())
 
     def _end(self, report: Report) -> None:
         self._work = None

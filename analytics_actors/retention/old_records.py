@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from analytics_actors.retention.policy import Policy
 from analytics_actors.retention.report import Report
 from storage.lake_listing import LakeListing
-from storage.retention import Group, Removal, RetentionStore
+from storage.retention import Removal, RetentionStore
 
 DELETED_AT_ONCE = 5000
 
@@ -25,12 +25,12 @@ class OldRecords:
             if report.dry_run:
                 gone = await self._store.count_old(group, before)
                 if gone.rows:
-                    yield Removal(group.kind, name_of(group), 0, *gone)
+                    yield Removal(group.kind, group.name, 0, *gone)
                 continue
             while True:
                 gone = await self._store.delete_old(run_id, group, before, limit=DELETED_AT_ONCE)
                 if gone.rows:
-                    yield Removal(group.kind, name_of(group), 0, *gone)
+                    yield Removal(group.kind, group.name, 0, *gone)
                 if gone.rows < DELETED_AT_ONCE:
                     break
         if policy.with_lake and policy.settings.history_days:
@@ -48,7 +48,3 @@ class OldRecords:
             if not report.dry_run:
                 await self._store.note(run_id, removal)
             yield removal
-
-
-def name_of(group: Group) -> str:
-    return "/".join(group[1:]).strip("/")

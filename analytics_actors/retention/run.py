@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from analytics_actors.lake.carrying import CrashPoint, no_crash
 from analytics_actors.retention.old_records import OldRecords
 from analytics_actors.retention.policy import Policy, policy_of
 from analytics_actors.retention.report import Report
@@ -44,12 +45,13 @@ class RetentionRun:
         *,
         ageing: LakeAgeing | None,
         clock: Callable[[], datetime],
+        reached: CrashPoint = no_crash,
     ) -> None:
         self._store = store
         self._settings = settings
         self._ageing = ageing
         self._clock = clock
-        self._days = StoredDays(store, listing)
+        self._days = StoredDays(store, listing, reached)
         self._records = OldRecords(store, listing)
 
     async def work(self, report: Report) -> AsyncIterator[Removal]:

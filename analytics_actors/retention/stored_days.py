@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 
+from analytics_actors.lake.carrying import CrashPoint, no_crash
 from analytics_actors.retention.policy import Due, Policy
 from analytics_actors.retention.report import Report
 from storage.errors import Conflict
@@ -25,9 +26,10 @@ BUSY_PAUSES_S = (0.5, 2.0, 5.0, 10.0)
 
 
 class StoredDays:
-    def __init__(self, store: RetentionStore, listing: LakeListing) -> None:
+    def __init__(self, store: RetentionStore, listing: LakeListing, reached: CrashPoint = no_crash) -> None:
         self._store = store
         self._listing = listing
+        self._reached = reached
 
     async def work(self, policy: Policy, now: datetime, report: Report, run_id: int) -> AsyncIterator[Removal]:
         """Step by step. A dry run removes nothing."""
@@ -75,6 +77,7 @@ class StoredDays:
         if report.dry_run:
             yield Removal("partitions", day.day.isoformat(), 0, rows, day.bytes)
             return
+        self._reached("day due")
         for pause_s in (*BUSY_PAUSES_S, None):
             try:
                 gone = await self._store.drop_day(run_id, day.day, size=day.bytes)
@@ -85,6 +88,7 @@ class StoredDays:
                     return
                 await asyncio.sleep(pause_s)
             else:
+                self._reached("day dropped")
                 yield Removal("partitions", day.day.isoformat(), 0, gone, day.bytes)
                 return
 

@@ -348,6 +348,7 @@ def test_files_are_rewritten_without_projects_whose_time_is_over(days: int, tmp_
 @pytest.mark.parametrize(
     "point",
     [
+        *("day due", "day dropped"),
         *("move planned", "move copied", "move committed", "expire planned", "expire committed"),
         *("planned", "merged", "put", "swapped"),
     ],
