@@ -282,7 +282,13 @@ class StoreSink:
             return self._gap(owner, todo)
         records: list[tuple[int, LogRecord]] = []
         for pending in todo:
-            record = pending.record or await self._read(owner, pending)
+            try:
+                record = pending.record or await self._read(owner, pending)
+            except FormatError:
+                if not records:
+                    raise
+                # What is before it is written first.
+                break
             if record is None or pending.offset != owner.checkpoint + len(records):
                 break
             records.append((pending.offset, record))

@@ -18,8 +18,8 @@ from analytics_actors.counters import Counters
 from analytics_actors.messages import NOT_OWNER
 from analytics_actors.owned_partition import OwnedPartition, PartitionState
 from analytics_actors.pending import PendingRecord
-from storage.errors import Fenced, LogLost, Unavailable
-from storage.event_batch import LogRecord, decode_record, unpack_rows
+from storage.errors import Fenced, FormatError, LogLost, Unavailable
+from storage.event_batch import RECORD_VERSION, LogRecord, decode_record, unpack_rows
 from storage.event_store import Checkpoint, EventStore
 from storage.fingerprint import batch_fingerprint, fingerprint, partition_of
 from storage.partition_log import IdsEntry, LogState, PartitionLog
@@ -61,7 +61,8 @@ class Takeover:
         self._keep = keep
 
     async def open(self, owners: Sequence[OwnedPartition]) -> None:
-        """Bring every partition to `OPEN`. Raises `FormatError` if the log holds what this release cannot read."""
+        """Bring every partition to `OPEN`. A record that this release cannot read is in its place among those that are
+        pending, and stops its own partition when its turn comes."""
         missing = [owner for owner in owners if not await self._acquire(owner, at_least=None)]
         if missing:
             await self._start_anew(missing)
@@ -163,8 +164,16 @@ class Takeover:
             if not chunk:
                 return
             for found, raw in chunk:
-                owner.pending.add(PendingRecord(found, decode_record(raw), len(raw)), keep=self._keep(len(raw)))
+                self._add_pending(owner, found, raw)
             offset = chunk[-1][0] + 1
+
+    def _add_pending(self, owner: OwnedPartition, offset: int, raw: bytes) -> None:
+        try:
+            owner.pending.add(PendingRecord(offset, decode_record(raw), len(raw)), keep=self._keep(len(raw)))
+        except FormatError:
+            # How many events it has nobody can tell.
+            unknown = LogRecord(RECORD_VERSION, self._clock_ms(), [])
+            owner.pending.add(PendingRecord(offset, unknown, len(raw)), keep=False)
 
     async def _load_window_from_store(self, owners: Sequence[OwnedPartition], now_ms: int) -> None:
         """Add the ids of stored events, and of unstored ones that are in memory. Nobody knows those that were only

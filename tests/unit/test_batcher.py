@@ -295,6 +295,28 @@ async def test_a_record_that_cannot_be_read_stops_its_own_partition_only(shard: 
     assert batcher.observe().lag_events == 1
 
 
+async def test_a_new_owner_opens_although_a_record_cannot_be_read(shard: Shard) -> None:
+    """Not even its head: how many events it has is not known. What is before it is stored, and other partitions."""
+    batcher = await shard.start()
+    for _ in range(1000):
+        shard.store.fail_next(committed=False)
+    before, damaged, other = make_batch("a"), make_batch("b"), make_batch("c", project="project-1")
+    assert before.partition == damaged.partition != other.partition
+    for batch in (before, damaged, other):
+        assert await statuses(batcher, batch) == [APPENDED]
+    records = shard.log._partitions[damaged.partition].records
+    last = max(records)
+    records[last] = b"\x00" + records[last][1:]
+    # It has all three in memory.
+    await batcher.close()
+    batcher = await shard.start()
+    shard.store._failures.clear()
+    await eventually(lambda: shard.stored() == {"a": 1, "c": 1})
+    await eventually(lambda: f"partition {damaged.partition}" in batcher.observe().trouble)
+    assert await statuses(batcher, make_batch("d", project="project-1")) == [APPENDED]
+    await eventually(lambda: shard.stored() == {"a": 1, "c": 1, "d": 1})
+
+
 async def test_wait_stored_and_drain(shard: Shard) -> None:
     slow = Shard(Settings(log=LogSettings(partitions=PARTITIONS), store=StoreSettings(batch_interval_ms=60_000)))
     batcher = await slow.start()
