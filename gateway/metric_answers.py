@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from gateway.exact_numbers import Sum, means_json, sums_json
 from gateway.metric_query import Granularity, Plan
-from storage.aggregate import EXACT, QUANTILES, Aggregate, Aggregation
+from storage.aggregate import EXACT, Aggregate, Aggregation, is_sketched
 from storage.quantile_sketch import EXACT_LIMIT as EXACT_QUANTILES
 from storage.quantile_sketch import RANK_ERROR
 from storage.rollups import RollupSeries
@@ -219,8 +219,7 @@ class Grid:
         group = tuple(values.get(name, "") for name in self._plan.group_by)
         cells = self._groups.get(group)
         if cells is None:
-            is_sketched = self._aggregation == "unique" or self._aggregation in QUANTILES
-            kind = _Sketches if is_sketched else _Numbers
+            kind = _Sketches if is_sketched(self._aggregation) else _Numbers
             cells = self._groups[group] = kind(self._plan.buckets, self._aggregation)
         return cells
 

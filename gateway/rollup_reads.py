@@ -11,13 +11,20 @@ from typing import Protocol
 import numpy as np
 
 from analytics_actors.windows.definition_book import is_built
+from gateway.errors import ApiError
 from gateway.metric_query import DAY_S, HOUR_S, Plan
 from gateway.metric_read import Interval, Read
-from storage.rollups import RolledSize, RollupColumns, RollupSeries, RollupStore
+from storage.aggregate import is_sketched
+from storage.rollups import RolledSize, RollupColumns, RollupSeries, RollupStore, TooManyRows
 from storage.window_key import SIZE_S
 
 MAX_RUNS = 8
 """Reads of roll-ups that days without a row of their own are spread over."""
+
+MAX_ROWS = 2_000_000
+"""Roll-ups that one answer is made of: some seconds, and 200 MB when they have sums."""
+MAX_SKETCHES = 50_000
+"""As many when they have sketches, of up to 8 KB each."""
 
 
 class PastDays(Protocol):
@@ -78,30 +85,37 @@ class RollupReads:
             await self._read_days(plan, read, interval, apart)
         else:
             size: RolledSize = "1h" if "1h" in plan.sizes else "1m"
-            self._add(plan, read, _without(await self._rolled(plan, size, interval), size, apart))
+            self._add(plan, read, _without(await self._rolled(plan, read, size, interval), size, apart))
         for part in between(interval, apart):
             read.name("rollups", part)
 
     async def _read_days(self, plan: Plan, read: Read, interval: Interval, apart: Sequence[Interval]) -> None:
         """Whole days by their own rows where there are some, everything else by hours."""
         days = Interval(interval.start, interval.end // DAY_S * DAY_S)
-        columns = _without(await self._rolled(plan, "1d", days), "1d", apart)
+        columns = _without(await self._rolled(plan, read, "1d", days), "1d", apart)
         self._add(plan, read, columns)
         there = {start for series in columns for start in series.starts.tolist()}
         for run in runs_without(there, interval):
-            hours = _without(await self._rolled(plan, "1h", run), "1h", apart)
+            hours = _without(await self._rolled(plan, read, "1h", run), "1h", apart)
             self._add(plan, read, [_without_days(series, there) for series in hours] if there else hours)
 
-    async def _rolled(self, plan: Plan, size: RolledSize, interval: Interval) -> RollupColumns:
-        return await self._rollups.read(
-            plan.project_id,
-            plan.definition.name,
-            size,
-            interval.start,
-            interval.end,
-            grouped=plan.grouped,
-            wanted=plan.definition.aggregation,
-        )
+    async def _rolled(self, plan: Plan, read: Read, size: RolledSize, interval: Interval) -> RollupColumns:
+        most = MAX_SKETCHES if is_sketched(plan.definition.aggregation) else MAX_ROWS
+        try:
+            return await self._rollups.read(
+                plan.project_id,
+                plan.definition.name,
+                size,
+                interval.start,
+                interval.end,
+                grouped=plan.grouped,
+                wanted=plan.definition.aggregation,
+                max_rows=max(0, most - read.size),
+            )
+        except TooManyRows:
+            message = f"This answer would be made of more than {most} roll-ups."
+            hint = "Ask for a shorter range, or for a coarser granularity."
+            raise ApiError("invalid_parameter", message, hint=hint) from None
 
     @staticmethod
     def _add(plan: Plan, read: Read, found: Sequence[RollupSeries]) -> None:

@@ -40,6 +40,11 @@ _VERSION = 1
 _FIXED_BYTES = 250
 
 
+def is_sketched(aggregation: Aggregation) -> bool:
+    """Whether its values come from sketches."""
+    return aggregation == "unique" or aggregation in QUANTILES
+
+
 class Aggregate:
     """Count, sum, extremes and sketches. `count` is of events; of those with a usable value where one is aggregated.
 

@@ -20,6 +20,7 @@ from storage.rollups import (
     RolledSize,
     RollupColumns,
     RollupSeries,
+    TooManyRows,
     check_range,
     check_rolled,
     day_of,
@@ -142,12 +143,15 @@ class MemoryRollups:
         *,
         grouped: bool,
         wanted: Aggregation | None = None,
+        max_rows: int | None = None,
     ) -> RollupColumns:
         self._require_available()
         found: dict[Dimensions, list[tuple[int, Aggregate]]] = {}
         for key in sorted(self._rows):
             if key[:3] == (project_id, metric, size) and start <= key.start < end and bool(key.dimensions) == grouped:
                 found.setdefault(key.dimensions, []).append((key.start, self._rows[key].aggregate))
+        if max_rows is not None and sum(map(len, found.values())) > max_rows:
+            raise TooManyRows
         return RollupColumns([_series(dimensions, rows, wanted) for dimensions, rows in sorted(found.items())])
 
     async def late_days(

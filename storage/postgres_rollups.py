@@ -6,6 +6,7 @@ Rows are written with one statement for thousands, and read in columns: one reco
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from itertools import compress
 from typing import Any
 
 import asyncpg
@@ -23,6 +24,7 @@ from storage.rollups import (
     RolledSize,
     RollupColumns,
     RollupSeries,
+    TooManyRows,
     check_range,
     check_rolled,
     days_within,
@@ -46,6 +48,13 @@ MARK_DEADLINE_S = 60.0
 """Finding all days with events takes some 10 µs for each, in each daily partition."""
 
 _UPSERT = statement("upsert_rollups")
+_FURTHER_COLUMNS = (
+    "string_agg(coalesce(sum::text, '0'), ' ') AS sums",
+    "string_agg(float8send(coalesce(minimum, 'NaN')), '') AS minima",
+    "string_agg(float8send(coalesce(maximum, 'NaN')), '') AS maxima",
+    "array_agg(sketches) AS sketches",
+)
+"""In the order of `wanted_columns`."""
 _READ = statement("read_rollups")
 _READ_PLAN = statement("read_rollups_plan")
 _TICKET = "SELECT nextval('recount_tickets')"
@@ -189,11 +198,16 @@ class PostgresRollups:
         *,
         grouped: bool,
         wanted: Aggregation | None = None,
+        max_rows: int | None = None,
     ) -> RollupColumns:
-        where = (project_id, metric, GRANULARITY[size], _instant(start), _instant(end), grouped)
+        limit = None if max_rows is None else max_rows + 1
+        where = (project_id, metric, GRANULARITY[size], _instant(start), _instant(end), grouped, limit)
         async with self._postgres.transaction(snapshot=True) as connection:
             await connection.execute(_READ_PLAN)
-            records = await connection.fetch(_READ, *where, *wanted_columns(wanted))
+            records = await connection.fetch(_read_statement(wanted), *where)
+        # A start has 8 bytes.
+        if max_rows is not None and sum(len(record["starts"]) for record in records) // 8 > max_rows:
+            raise TooManyRows
         return RollupColumns(sorted(map(_series, records), key=lambda series: series.dimensions))
 
     async def late_days(
@@ -240,6 +254,11 @@ async def _hold(connection: Connection, projects: Sequence[str], days: Sequence[
         raise Fenced(f"days of {', '.join(sorted(set(projects)))} are counted again by somebody who began later")
 
 
+def _read_statement(wanted: Aggregation | None) -> str:
+    further = compress(_FURTHER_COLUMNS, wanted_columns(wanted))
+    return _READ.replace("        further_columns\n", "".join(f"        , {column}\n" for column in further))
+
+
 def _unknown(_project_id: str, _metric: str) -> None:
     return None
 
@@ -270,9 +289,9 @@ def _series(record: asyncpg.Record) -> RollupSeries:
     starts = _integers(record["starts"]) // 1_000_000 + _2000_S
     counts = _integers(record["counts"])
     rows = len(starts)
-    sums = ["0"] * rows if record["sums"] is None else record["sums"].split(" ")
-    minima, maxima = (_floats(record[name], rows) for name in ("minima", "maxima"))
-    sketches = record["sketches"] if any(record["sketches"] or ()) else None
+    sums = record["sums"].split(" ") if "sums" in record else ["0"] * rows
+    minima, maxima = (_floats(record.get(name), rows) for name in ("minima", "maxima"))
+    sketches = record["sketches"] if any(record.get("sketches") or ()) else None
     # Rows come in the order of the index or of the table, as the planner likes.
     if rows > 1 and not (np.diff(starts) > 0).all():
         order = np.argsort(starts)

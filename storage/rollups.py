@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from storage.aggregate import QUANTILES, Aggregate, Aggregation, decode_aggregate
+from storage.aggregate import Aggregate, Aggregation, decode_aggregate, is_sketched
 from storage.window_key import SIZE_S, Dimensions, Size, WindowKey
 
 RolledSize = Literal["1m", "1h", "1d"]
@@ -86,6 +86,10 @@ class RollupColumns:
     """In the order of their dimensions; [] when there is nothing."""
 
 
+class TooManyRows(Exception):
+    """There are more than `max_rows`."""
+
+
 class RollupStore(Protocol):
     async def upsert(self, rows: Sequence[tuple[WindowKey, Aggregate]], *, epoch: int, next_offset: int) -> None:
         """Write windows of 1m, 1h or 1d, each at most once; see the law. `ValueError` for another size."""
@@ -126,9 +130,11 @@ class RollupStore(Protocol):
         *,
         grouped: bool,
         wanted: Aggregation | None = None,
+        max_rows: int | None = None,
     ) -> RollupColumns:
         """The rows with `start` <= start < `end`: all groups (but not the total), or the total alone. Times and counts,
-        and the columns that the values of the `wanted` aggregation are made of; without it all."""
+        and the columns that the values of the `wanted` aggregation are made of; without it all. Raises
+        `TooManyRows`."""
 
     async def late_days(
         self, partitions: Sequence[int], *, quiet_s: float, max_wait_s: float, limit: int
@@ -196,7 +202,7 @@ def wanted_columns(wanted: Aggregation | None) -> tuple[bool, bool, bool, bool]:
     """Whether values of the aggregation are made of the sums, minima, maxima, and sketches."""
     if wanted is None:
         return True, True, True, True
-    return wanted in ("sum", "mean"), wanted == "min", wanted == "max", wanted == "unique" or wanted in QUANTILES
+    return wanted in ("sum", "mean"), wanted == "min", wanted == "max", is_sketched(wanted)
 
 
 def metric_type(aggregation: Aggregation | None, aggregate: Aggregate) -> Aggregation:

@@ -40,7 +40,8 @@ EVENT_TYPE = "eventType"
 """The metric that knows every event type, and the dimension by which it does."""
 
 IN_A_THREAD_FROM = 5000
-"""Windows from which on an answer is put together in a thread: below it takes less than the hand-over is worth."""
+"""Windows and buckets from which on an answer is put together in a thread: below it takes less than the hand-over is
+worth."""
 
 MAX_STREAMED_METRICS = 10
 
@@ -181,7 +182,7 @@ def _no_dimension(name: str, names: tuple[str, ...], pointer: str) -> ApiError:
 
 
 async def _written(plan: Plan, read: Read, max_points: int) -> Written:
-    if read.size < IN_A_THREAD_FROM:
+    if read.size + plan.buckets < IN_A_THREAD_FROM:
         return _write(plan, read, max_points)
     return await asyncio.to_thread(_write, plan, read, max_points)
 

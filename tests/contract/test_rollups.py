@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from config.settings import StoreSettings
-from storage.aggregate import AGGREGATIONS, Aggregate
+from storage.aggregate import AGGREGATIONS, Aggregate, Aggregation, is_sketched
 from storage.errors import Fenced
 from storage.event_store import EventStore
 from storage.fingerprint import partition_of
@@ -23,7 +23,7 @@ from storage.postgres import Postgres
 from storage.postgres_rollups import PostgresRollups
 from storage.postgres_store import PostgresStore
 from storage.quantile_sketch import QuantileSketch
-from storage.rollups import DAY_S, RolledSize, RollupSeries, RollupStore, day_of, day_start
+from storage.rollups import DAY_S, RolledSize, RollupSeries, RollupStore, TooManyRows, day_of, day_start
 from storage.unique_sketch import UniqueSketch
 from storage.window_key import Dimensions, Size, WindowKey
 from tests.contract.log_records import batch, event, record, write
@@ -32,6 +32,8 @@ PARTITIONS = 64
 SHOP = partition_of("shop", PARTITIONS)
 DAY = day_start(date(2026, 5, 1))
 NEVER = 10_000.0
+GROUP: Dimensions = (("country", "AT"),)
+OTHERS: Dimensions = (("country", "__other__"),)
 
 
 class Subject(NamedTuple):
@@ -101,6 +103,43 @@ async def test_values_come_back_as_they_were(subject: Subject) -> None:
     assert series.counts.tolist() == [3, 10, 2**40, 150, 1, 0]
     assert [_told(series.aggregate(row)) for row in range(6)] == [_told(each) for each in aggregates]
     assert Decimal(series.sums[0]) == Decimal("12.3") and series.minima[0] == -1.5 and np.isnan(series.maxima[1])
+
+
+@pytest.mark.parametrize("wanted", ["count", "sum", "mean", "min", "max", "unique", "p99"])
+async def test_only_the_wanted_columns_are_read(subject: Subject, wanted: Aggregation) -> None:
+    quantiles = QuantileSketch()
+    quantiles.add(np.arange(3.0))
+    users = UniqueSketch()
+    users.add_hashes(np.arange(10, dtype=np.uint64))
+    whole = Aggregate(3, Decimal("3.5"), 0.5, 2.0, users, quantiles)
+    await subject.rollups.upsert([(key(0, "1h", GROUP), whole)], epoch=1, next_offset=1)
+    columns = await subject.rollups.read("shop", "m", "1h", DAY, DAY + DAY_S, grouped=True, wanted=wanted)
+    [series] = columns.series
+    assert (series.dimensions, series.starts.tolist(), series.counts.tolist()) == (GROUP, [DAY], [3])
+    assert Decimal(series.sums[0]) == (Decimal("3.5") if wanted in ("sum", "mean") else 0)
+    assert (series.minima[0] == 0.5) == (wanted == "min") and (series.maxima[0] == 2.0) == (wanted == "max")
+    if is_sketched(wanted):
+        assert _told(series.aggregate(0)) == _told(whole)
+    else:
+        assert series.sketches is None
+
+
+async def test_more_rows_than_are_wanted_are_refused(subject: Subject) -> None:
+    rows = [(key(3600 * hour, "1h", group), Aggregate(1)) for hour in range(2) for group in ((), GROUP, OTHERS)]
+    await subject.rollups.upsert(rows, epoch=1, next_offset=1)
+
+    async def read(max_rows: int, *, grouped: bool) -> list[int]:
+        found = await subject.rollups.read(
+            "shop", "m", "1h", DAY, DAY + DAY_S, grouped=grouped, wanted="count", max_rows=max_rows
+        )
+        return [len(series.starts) for series in found.series]
+
+    assert await read(4, grouped=True) == await read(5, grouped=True) == [2, 2]
+    assert await read(2, grouped=False) == [2]
+    for most, grouped in ((3, True), (1, False), (0, False)):
+        with pytest.raises(TooManyRows):
+            await read(most, grouped=grouped)
+    assert await read(2, grouped=False) == [2], "it still answers"
 
 
 async def test_rows_of_plain_numbers_have_no_sketches(subject: Subject) -> None:

@@ -282,6 +282,18 @@ async def test_windows_of_an_answer_are_bounded_and_those_of_other_groups_are_no
     assert sum(values(answer)) == 4
 
 
+@pytest.mark.parametrize("bound", ["MAX_ROWS", "MAX_SKETCHES"])
+async def test_roll_ups_of_an_answer_are_bounded(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    monkeypatch.setattr(f"gateway.rollup_reads.{bound}", 3)
+    system = System()
+    await roll_up(system.statistics, [Sent(hour * HOUR, f"type{hour % 2}") for hour in range(4)])
+    metric = "events" if bound == "MAX_ROWS" else "unique_users"
+    where: dict[str, Any] = {"startTime": 0, "granularity": "hour"}
+    answer = await ask(system, metric, **where, endTime=iso(4 * HOUR), status=400)
+    assert (answer["code"], "shorter range" in answer["hint"]) == ("invalid_parameter", True)
+    assert values(await ask(system, metric, **where, endTime=iso(3 * HOUR))) == [1, 1, 1]
+
+
 async def test_who_may_read() -> None:
     system = System()
     await begin_windows(system.statistics)
@@ -387,7 +399,7 @@ async def test_without_redis_live_hours_come_from_stored_events() -> None:
     assert values(answer)[:2] == [1, 1]
 
 
-async def test_without_redis_records_of_aggregate_only_events_count_too() -> None:
+async def test_without_redis_records_of_aggregate_only_events_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     system = System()
     definition = MetricDefinition("slow", "max", ["response_time"], "ms", aggregate_only=True)
     await system.statistics.registry.create("shop", definition)
@@ -400,6 +412,9 @@ async def test_without_redis_records_of_aggregate_only_events_count_too() -> Non
     system.statistics.windows.available = False
     assert sum(values(await ask(system, "events"))) == 4
     assert [value for value in values(await ask(system, "slow")) if value is not None] == [4.0]
+    # A record takes as long to count as an event.
+    monkeypatch.setattr("gateway.event_counts.MAX_COUNTED_EVENTS", 2)
+    await ask(system, "events", status=503)
 
 
 @pytest.mark.parametrize("state", ["lost", "rebuilding"])
