@@ -1,19 +1,6 @@
--- $1 end of the day. Counts all rows of the day as expired, and where the events of their projects begin now. In one
--- order, so that no two writers wait for each other.
+-- $1 end of the day. All rows of the day; how they are counted as expired is told by count_expired.sql, which follows.
 WITH counted AS (
     SELECT project_id, date_trunc('hour', received_at, 'UTC') AS hour, count(*) AS events
     FROM events_log_day
     GROUP BY 1, 2
 ),
-added AS (
-    INSERT INTO ledger (project_id, hour, expired)
-    SELECT project_id, hour, events FROM counted ORDER BY project_id, hour
-    ON CONFLICT (project_id, hour) DO UPDATE SET expired = ledger.expired + excluded.expired
-),
-begun AS (
-    INSERT INTO expired_events (project_id, stored_before)
-    SELECT DISTINCT project_id, $1::timestamptz FROM counted ORDER BY project_id
-    ON CONFLICT (project_id) DO UPDATE
-    SET stored_before = greatest(expired_events.stored_before, excluded.stored_before)
-)
-SELECT coalesce(sum(events), 0)::bigint FROM counted
