@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from storage import folder_objects
 from storage.errors import Misconfigured, Unavailable
 from storage.folder_objects import ABANDONED_AFTER_S, FolderObjects
 from storage.object_store import PutResult
 
 KEY = "events/hour=07/part-1.parquet"
+OTHER_KEY = "events/hour=08/part-1.parquet"
 
 
 @pytest.fixture
@@ -54,6 +56,18 @@ async def test_file_and_all_folders_are_synced_before_a_put_returns(
     assert synced == folders
 
 
+@pytest.mark.parametrize("content", [b"", b"abcd", b"abcdefghij"])
+async def test_a_file_is_written_piece_by_piece(
+    store: FolderObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(folder_objects, "PIECE_BYTES", 4)
+    source = tmp_path / "source"
+    source.write_bytes(content)
+    await store.put_if_absent(KEY, source)
+    await store.put_if_absent(OTHER_KEY, content)
+    assert [await store.get(key) for key in (KEY, OTHER_KEY)] == [content, content]
+
+
 def refuse(number: int) -> Callable[..., Any]:
     def call(*_: Any, **__: Any) -> Any:
         raise OSError(number, os.strerror(number))
@@ -67,7 +81,7 @@ def refuse(number: int) -> Callable[..., Any]:
         ("link", errno.EPERM, Misconfigured),
         ("link", errno.EIO, Unavailable),
         ("fsync", errno.ENOSPC, Unavailable),
-        ("open", errno.EROFS, Misconfigured),
+        ("fsync", errno.EROFS, Misconfigured),
     ],
 )
 async def test_a_disk_that_refuses(
