@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +21,7 @@ import pytest
 
 from config.settings import MIB, QuerySettings
 from gateway.errors import ApiError
+from storage.lake_file import EVENTS
 from storage.sandbox.checker import NotAllowed, NotSql
 from storage.sandbox.session import Session
 from tests.sql_lake import Asker, SqlLake, asking, event
@@ -276,6 +279,59 @@ async def check_refused(ask: Asker, sql: str) -> None:
     error = await refusal(ask, sql)
     assert error.code in ("sql_not_allowed", "sql_invalid"), error
     assert error.pointer == "/sql"
+
+
+WITHOUT_THE_KERNEL = """
+import sys
+from storage.sandbox import confine
+confine._LANDLOCK_CREATE_RULESET = -1
+confine._CLONE_NEWUSER = 1
+from storage.sandbox.__main__ import main
+sys.exit(main())
+"""
+"""A sandbox process whose kernel knows no Landlock and gives it no namespace."""
+
+
+async def test_without_the_kernels_help_it_says_so_and_gives_no_more(
+    lake: SqlLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = asyncio.create_subprocess_exec
+
+    async def weaker(python: str, isolated: str, _: str, __: str, parent: str, **options: Any) -> Any:
+        return await start(python, isolated, "-c", WITHOUT_THE_KERNEL, parent, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", weaker)
+    async with asking(lake, QuerySettings(deadline_s=20, memory_bytes=512 * MIB, warm_processes=0)) as ask:
+        answer = await ask.answer("shop", "SELECT count(*) FROM events")
+        assert (answer.result.is_offline, answer.result.is_confined) == (False, False)
+        assert msgspec.json.decode(answer.body) == [[240]]
+        await check_refused(ask, written(lake, f"SELECT * FROM read_text('{OUTSIDE}')"))
+        assert (await refusal(ask, BOMBS[0])).code == "query_out_of_memory"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"SELECT * FROM read_text('{OUTSIDE}')",
+        f"SELECT * FROM read_csv('{OUTSIDE}')",
+        f"COPY (SELECT 1) TO '{OUTSIDE}'",
+        f"ATTACH '{OUTSIDE}' AS other",
+        "SELECT * FROM glob('/**')",
+        "SET enable_external_access = true",
+        "RESET allowed_paths",
+        "INSTALL httpfs",
+    ],
+)
+def test_duckdb_is_closed_by_itself(session: Session, lake: SqlLake, tmp_path: Path, sql: str) -> None:
+    """Were there neither the kernel's walls nor the checker."""
+    files = [str(path) for path in (lake.folder / "lake").rglob("*.parquet")]
+    session.load(EVENTS.empty_table())
+    session.open("shop", files, folder=str(tmp_path), memory_bytes=512 * MIB)
+    session.lock(threads=1)
+    with pytest.raises(duckdb.Error) as caught:
+        session._run(written(lake, sql)).fetchall()
+    assert SECRET not in str(caught.value)
+    assert (lake.folder / "outside.txt").read_text() == SECRET
 
 
 LEAKS = [
