@@ -5,6 +5,7 @@ by roll-ups only where they were counted again since: by a backfill, the daily j
 events and were not are **untold**: what roll-ups say of them is another definition's, or nothing.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -20,6 +21,9 @@ from storage.window_key import SIZE_S
 
 MAX_RUNS = 8
 """Reads of roll-ups that days without a row of their own are spread over."""
+
+HALVED_FROM = 200
+"""Times of groups from which on they are read over two connections: two processes of the server pack their columns."""
 
 MAX_ROWS = 2_000_000
 """Roll-ups that one answer is made of: some seconds, and 200 MB when they have sums."""
@@ -99,27 +103,46 @@ class RollupReads:
             hours = _without(await self._rolled(plan, read, "1h", run), "1h", apart)
             self._add(plan, read, [_without_days(series, there) for series in hours] if there else hours)
 
-    async def _rolled(self, plan: Plan, read: Read, size: RolledSize, interval: Interval) -> RollupColumns:
+    async def _rolled(self, plan: Plan, read: Read, size: RolledSize, interval: Interval) -> Sequence[RollupSeries]:
+        """A group may have a series for each half."""
         most = MAX_SKETCHES if is_sketched(plan.definition.aggregation) else MAX_ROWS
+        room = max(0, most - read.size)
+        parts = halves(interval, size) if plan.grouped else [interval]
         try:
-            return await self._rollups.read(
-                plan.project_id,
-                plan.definition.name,
-                size,
-                interval.start,
-                interval.end,
-                grouped=plan.grouped,
-                wanted=plan.definition.aggregation,
-                max_rows=max(0, most - read.size),
-            )
+            found = await asyncio.gather(*(self._part(plan, size, part, max_rows=room) for part in parts))
+            series = [each for columns in found for each in columns.series]
+            if sum(len(each.starts) for each in series) > room:
+                raise TooManyRows
+            return series
         except TooManyRows:
             message = f"This answer would be made of more than {most} roll-ups."
             hint = "Ask for a shorter range, or for a coarser granularity."
             raise ApiError("invalid_parameter", message, hint=hint) from None
 
+    async def _part(self, plan: Plan, size: RolledSize, interval: Interval, *, max_rows: int) -> RollupColumns:
+        return await self._rollups.read(
+            plan.project_id,
+            plan.definition.name,
+            size,
+            interval.start,
+            interval.end,
+            grouped=plan.grouped,
+            wanted=plan.definition.aggregation,
+            max_rows=max_rows,
+        )
+
     @staticmethod
     def _add(plan: Plan, read: Read, found: Sequence[RollupSeries]) -> None:
         read.series += [series for series in found if plan.wants(series.dimensions)]
+
+
+def halves(interval: Interval, size: RolledSize) -> list[Interval]:
+    """The parts of a long interval that are read at the same time. They meet where a day begins, since days are what is
+    counted again as a whole: each is as it was, or as it is."""
+    middle = (interval.start + interval.end) // 2 // DAY_S * DAY_S
+    if (interval.end - interval.start) // SIZE_S[size] < HALVED_FROM or middle <= interval.start:
+        return [interval]
+    return [Interval(interval.start, middle), Interval(middle, interval.end)]
 
 
 def runs_without(days: set[int], interval: Interval) -> list[Interval]:
@@ -144,12 +167,12 @@ def between(interval: Interval, apart: Sequence[Interval]) -> list[Interval]:
     return [Interval(*pair) for pair in zip(edges[::2], edges[1::2], strict=True) if pair[0] < pair[1]]
 
 
-def _without(columns: RollupColumns, size: RolledSize, apart: Sequence[Interval]) -> Sequence[RollupSeries]:
+def _without(found: Sequence[RollupSeries], size: RolledSize, apart: Sequence[Interval]) -> Sequence[RollupSeries]:
     """Rows that touch none of these."""
     if not apart:
-        return columns.series
+        return found
     kept = []
-    for series in columns.series:
+    for series in found:
         touches = np.zeros(len(series.starts), np.bool_)
         for start, end in apart:
             touches |= (series.starts < end) & (series.starts + SIZE_S[size] > start)

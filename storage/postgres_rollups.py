@@ -48,13 +48,13 @@ MARK_DEADLINE_S = 60.0
 """Finding all days with events takes some 10 µs for each, in each daily partition."""
 
 _UPSERT = statement("upsert_rollups")
-_FURTHER_COLUMNS = (
-    "string_agg(coalesce(sum::text, '0'), ' ') AS sums",
-    "string_agg(float8send(coalesce(minimum, 'NaN')), '') AS minima",
-    "string_agg(float8send(coalesce(maximum, 'NaN')), '') AS maxima",
-    "array_agg(sketches) AS sketches",
-)
-"""In the order of `wanted_columns`."""
+_PACKED = {
+    "sum": "string_agg(coalesce(sum::text, '0'), ' ') AS sums",
+    "minimum": "string_agg(float8send(coalesce(minimum, 'NaN')), '') AS minima",
+    "maximum": "string_agg(float8send(coalesce(maximum, 'NaN')), '') AS maxima",
+    "sketches": "array_agg(sketches) AS sketches",
+}
+"""Columns and what they are packed by, in the order of `wanted_columns`."""
 _READ = statement("read_rollups")
 _READ_PLAN = statement("read_rollups_plan")
 _TICKET = "SELECT nextval('recount_tickets')"
@@ -255,8 +255,10 @@ async def _hold(connection: Connection, projects: Sequence[str], days: Sequence[
 
 
 def _read_statement(wanted: Aggregation | None) -> str:
-    further = compress(_FURTHER_COLUMNS, wanted_columns(wanted))
-    return _READ.replace("        further_columns\n", "".join(f"        , {column}\n" for column in further))
+    columns = list(compress(_PACKED, wanted_columns(wanted)))
+    named = "".join(f", {column}" for column in columns)
+    packed = "".join(f", {_PACKED[column]}" for column in columns)
+    return _READ.replace("            wanted_columns", named).replace("        packed_columns", packed)
 
 
 def _unknown(_project_id: str, _metric: str) -> None:

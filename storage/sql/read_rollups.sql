@@ -1,6 +1,6 @@
 -- $1 project, $2 metric, $3 granularity, $4 and $5 bounds of the start, $6 whether the groups or the total, $7 how many
--- rows at most, or NULL. In the place of further_columns stand those of storage/postgres_rollups.py that are wanted: each
--- takes some ms of 36,000 rows.
+-- rows at most, or NULL. In the places of wanted_columns and packed_columns stand those of storage/postgres_rollups.py
+-- that are wanted: each takes some ms of 36,000 rows.
 -- One row a group, its columns packed: PostgreSQL's binary numbers one after the other (timestamps are microseconds
 -- since 2000), sums as text with spaces. To send and decode each row by itself would take ten times as long. What is the
 -- same in all rows of a group is taken from one of them: to reach it in each, behind all other columns, is slow too.
@@ -11,9 +11,13 @@ FROM (
         min("timestamp") AS first,
         string_agg(timestamptz_send("timestamp"), '') AS starts,
         string_agg(int8send(count), '') AS counts
-        further_columns
+        packed_columns
     FROM (
-        SELECT *
+        SELECT
+            "timestamp",
+            dimensions_hash,
+            count
+            wanted_columns
         FROM metric_aggregates
         WHERE project_id = $1
             AND metric_name = $2

@@ -282,6 +282,15 @@ async def test_windows_of_an_answer_are_bounded_and_those_of_other_groups_are_no
     assert sum(values(answer)) == 4
 
 
+async def test_a_month_of_hours_is_whole_however_it_is_read() -> None:
+    system = System()
+    await roll_up(system.statistics, [Sent(hour * HOUR, f"type{hour % 3}") for hour in range(30 * 24)])
+    where: dict[str, Any] = {"startTime": 0, "endTime": iso(30 * 24 * HOUR), "granularity": "hour"}
+    answer = await ask(system, "events", **where, groupBy="eventType", fill="none")
+    assert [point["value"] for point in answer["points"]] == [1] * 30 * 24
+    assert answer["points"][-1]["dimensions"] == {"eventType": "type2"}
+
+
 @pytest.mark.parametrize("bound", ["MAX_ROWS", "MAX_SKETCHES"])
 async def test_roll_ups_of_an_answer_are_bounded(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     monkeypatch.setattr(f"gateway.rollup_reads.{bound}", 3)

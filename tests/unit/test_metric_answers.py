@@ -14,7 +14,7 @@ from gateway.exact_numbers import means_json, sums_json
 from gateway.metric_answers import Grid
 from gateway.metric_query import Fill, Plan, bucket_edges
 from gateway.metric_read import Interval
-from gateway.rollup_reads import runs_without
+from gateway.rollup_reads import halves, runs_without
 from storage.aggregate import Aggregate, Aggregation, decimal_text
 from storage.metric_definitions import MetricDefinition
 from storage.rollups import RollupSeries
@@ -107,6 +107,13 @@ def test_sums_and_means_are_those_of_aggregates(given_sums: list[tuple[Decimal, 
     assert sums_json(cells, counts).decode() == f"[{','.join(texts)}]"
     means = [each.value("mean") for each in aggregates]
     assert msgspec.json.decode(means_json(cells, counts)) == means
+
+
+def test_long_intervals_are_read_in_halves_that_meet_at_a_day() -> None:
+    assert halves(Interval(HOUR, 30 * DAY), "1h") == [Interval(HOUR, 15 * DAY), Interval(15 * DAY, 30 * DAY)]
+    assert halves(Interval(0, 8 * DAY), "1h") == [Interval(0, 8 * DAY)]
+    assert halves(Interval(0, DAY), "1m") == [Interval(0, DAY)]
+    assert halves(Interval(0, 300 * DAY), "1d") == [Interval(0, 150 * DAY), Interval(150 * DAY, 300 * DAY)]
 
 
 def test_days_without_a_row_are_read_in_few_pieces() -> None:
