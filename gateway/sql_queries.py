@@ -31,6 +31,9 @@ from storage.sandbox.wire import Format, Question, Refused, Result, Sources
 
 FETCH_SHARE = 0.7
 """Of the deadline, for files from afar: the query itself needs some of it too."""
+UNCHECKED_AFTER_S = 0.25
+"""A query that is not strict waits so long for checksums of files that lie here. The first one over a day of a gigabyte
+would wait two seconds, and one over a large lake never end; what it has read unchecked is known to later ones."""
 TAIL_SHARE = 0.25
 """Of a process's memory, for the events that are not in files yet: it holds them twice for a moment."""
 CPU_SLACK_S = 5
@@ -130,7 +133,7 @@ class SqlQueries:
                     partition = position.checkpoint.partition
                     tail = await self._write_tail(snapshot, folder / "tail.arrow")
                 wanted = [Wanted.of(file) for file in files]
-                fetched = await self._fetch(cache, wanted, folder)
+                fetched = await self._fetch(cache, wanted, folder, strict=strict)
                 if strict and fetched.missing:
                     raise ApiError(
                         "unavailable", _missing_words(fetched.missing), hint="Without strict it is left out."
@@ -185,14 +188,19 @@ class SqlQueries:
                 writer.close()
         return None if writer is None else str(path)
 
-    async def _fetch(self, cache: LakeCache, wanted: Sequence[Wanted], folder: Path) -> Fetched:
+    async def _fetch(self, cache: LakeCache, wanted: Sequence[Wanted], folder: Path, *, strict: bool) -> Fetched:
         size = cache.far_bytes(wanted)
         if size > cache.max_bytes:
             raise ApiError(
                 "query_too_large",
                 f"The query reads {size:,} bytes of files; {cache.max_bytes:,} fit on this machine at once.",
             )
-        return await cache.fetch(wanted, folder, deadline_s=self.settings.deadline_s * FETCH_SHARE)
+        return await cache.fetch(
+            wanted,
+            folder,
+            deadline_s=self.settings.deadline_s * FETCH_SHARE,
+            unchecked_after_s=None if strict else UNCHECKED_AFTER_S,
+        )
 
     async def close(self) -> None:
         await self._sandboxes.close()

@@ -66,17 +66,26 @@ class LakeCache:
         """How much of them does not lie on this machine by itself."""
         return sum(file.bytes for file in files if self._store.local_path(file.key) is None)
 
-    async def fetch(self, files: Sequence[Wanted], into: Path, *, deadline_s: float) -> Fetched:
+    async def fetch(
+        self, files: Sequence[Wanted], into: Path, *, deadline_s: float, unchecked_after_s: float | None = None
+    ) -> Fetched:
         """Files from afar are linked into a folder of the reader's, which is made when it is needed. What is not there,
-        and checked, by the deadline is missing; when the store is away it is not asked for the rest."""
-        until = asyncio.get_running_loop().time() + deadline_s
+        and checked, by the deadline is missing; when the store is away it is not asked for the rest.
+
+        With `unchecked_after_s` a file that lies in the store's folder in its size is given unchecked when its check
+        takes longer."""
+        now = asyncio.get_running_loop().time()
+        until = now + deadline_s
         places = [self._store.local_path(file.key) for file in files]
         if None in places:
             paths = [into / f"{number:06d}{_SUFFIX}" for number in range(len(files))]
             reasons = await self._fetch_far(files, paths, into, until)
         else:
             paths = [place for place in places if place is not None]
-            reasons = await self._checks.wrong(files, paths, until=until)
+            patient_until = until if unchecked_after_s is None else min(until, now + unchecked_after_s)
+            reasons = await self._checks.wrong(files, paths, until=patient_until)
+            if unchecked_after_s is not None:
+                reasons = [None if reason == NOT_IN_TIME else reason for reason in reasons]
         return Fetched(
             [str(path) for path, reason in zip(paths, reasons, strict=True) if reason is None],
             [NotFetched(file.key, reason) for file, reason in zip(files, reasons, strict=True) if reason is not None],

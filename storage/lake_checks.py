@@ -4,14 +4,14 @@ Parquet does not tell by itself: a byte that has changed within a page is anothe
 looks at no checksum of a page. So a file is read as a whole once, and again when it is not the file that was read any
 more: another inode, size or time of change.
 
-That reads half a gigabyte a second with one core. Only two are read at once, so that a wide first query does not take
-all of a machine, nor the threads that others need.
+That reads some 0.8 GB a second with one core. Only two are read at once, so that a wide first query does not take all
+of a machine, nor the threads that others need. Who cannot wait goes on without the verdict on what is being read; the
+reading goes on too, and the next one has it.
 """
 
 import asyncio
 import hashlib
 import logging
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,6 @@ NOT_THERE = "not in the folder"
 DAMAGED = "damaged"
 UNREADABLE = "cannot be read"
 NOT_IN_TIME = "not checked in time"
-_CHUNK_BYTES = 1024 * 1024
 
 _Identity = tuple[int, int, int, int]
 
@@ -44,25 +43,28 @@ class Wanted(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """At a file without reading it: what is wrong with it, or else who it is and whether it was read before."""
+    """At a file without reading it: what is wrong with it, or None; who it is; whether it must be read to tell."""
 
     wrong: str | None
-    identity: _Identity
-    is_known: bool
+    identity: _Identity = (0, 0, 0, 0)
+    is_unread: bool = False
 
 
 class FileChecks:
     """One per process."""
 
     def __init__(self) -> None:
+        # The digest that was found.
         self._known: OrderedDict[_Identity, str] = OrderedDict()
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._reading: set[asyncio.Task[str | None]] = set()
 
     async def wrong(self, files: Sequence[Wanted], paths: Sequence[Path], *, until: float) -> list[str | None]:
-        """Of each file why it is not what it should be, in a few words; None when it is. `until` is the loop's time."""
+        """Of each file why it is not what it should be, in a few words; None when it is. `until` is the loop's time: a
+        file whose reading has not ended then is `NOT_IN_TIME`, and one whose reading has begun is read on."""
         looks = await asyncio.to_thread(_look_at, files, paths, dict(self._known))
         reasons = [look.wrong for look in looks]
-        unread = [number for number, look in enumerate(looks) if look.wrong is None and not look.is_known]
+        unread = [number for number, look in enumerate(looks) if look.is_unread]
         found = await asyncio.gather(*(self._read(files[n], paths[n], looks[n].identity, until) for n in unread))
         for number, reason in zip(unread, found, strict=True):
             reasons[number] = reason
@@ -82,27 +84,32 @@ class FileChecks:
             del self._known[identity]
 
     async def _read(self, file: Wanted, path: Path, identity: _Identity, until: float) -> str | None:
-        over = threading.Event()
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout_at(until), self._turns:
-                found = await asyncio.to_thread(_digest, path, over)
+            async with asyncio.timeout_at(until):
+                await self._turns.acquire()
         except TimeoutError:
             return NOT_IN_TIME
+        reading = loop.create_task(self._verdict(file, path, identity))
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
+        done, _ = await asyncio.wait({reading}, timeout=max(0.0, until - loop.time()))
+        return reading.result() if done else NOT_IN_TIME
+
+    async def _verdict(self, file: Wanted, path: Path, identity: _Identity) -> str | None:
+        """Has a turn, and gives it back."""
+        try:
+            found = await asyncio.to_thread(_digest, path)
         except FileNotFoundError:
             return NOT_THERE
         except OSError:
             return UNREADABLE
         finally:
-            over.set()
-        if found != file.checksum:
-            return DAMAGED
-        self._remember(identity, file.checksum)
-        return None
-
-    def _remember(self, identity: _Identity, checksum: str) -> None:
-        self._known[identity] = checksum
+            self._turns.release()
+        self._known[identity] = found
         if len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)
+        return None if found == file.checksum else DAMAGED
 
 
 def _look_at(files: Sequence[Wanted], paths: Sequence[Path], known: dict[_Identity, str]) -> list[_Look]:
@@ -110,23 +117,20 @@ def _look_at(files: Sequence[Wanted], paths: Sequence[Path], known: dict[_Identi
 
 
 def _look(file: Wanted, path: Path, known: dict[_Identity, str]) -> _Look:
-    nobody = (0, 0, 0, 0)
     try:
         found = path.stat()
     except FileNotFoundError:
-        return _Look(NOT_THERE, nobody, False)
+        return _Look(NOT_THERE)
     except OSError:
-        return _Look(UNREADABLE, nobody, False)
+        return _Look(UNREADABLE)
     if found.st_size != file.bytes:
-        return _Look(DAMAGED, nobody, False)
+        return _Look(DAMAGED)
     identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-    return _Look(None, identity, known.get(identity) == file.checksum)
+    if identity not in known:
+        return _Look(None, identity, is_unread=True)
+    return _Look(None if known[identity] == file.checksum else DAMAGED, identity)
 
 
-def _digest(path: Path, over: threading.Event) -> str:
-    """Of the whole file; anything, of a part of it, once nobody waits any more."""
-    digest = hashlib.sha256()
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        while not over.is_set() and (chunk := file.read(_CHUNK_BYTES)):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
