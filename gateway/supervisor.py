@@ -1,4 +1,4 @@
-"""The parent of the gateway's workers: owns the listening socket, keeps the workers running, drains them.
+"""The parent of the gateway's workers: owns the listening sockets, keeps the workers running, drains them.
 
 It imports nothing heavy and does no work of its own, so that it has no reason to die. The sockets are its own:
 while a worker is replaced, connections wait in the backlog and are not refused. Workers notice when it dies

@@ -57,7 +57,7 @@ class FileChecks:
         # The digest that was found.
         self._known: OrderedDict[_Identity, str] = OrderedDict()
         self._turns = asyncio.Semaphore(AT_ONCE)
-        self._reading: set[asyncio.Task[str | None]] = set()
+        self._reading: dict[_Identity, asyncio.Task[str | None]] = {}
 
     async def wrong(self, files: Sequence[Wanted], paths: Sequence[Path], *, until: float) -> list[str | None]:
         """Of each file why it is not what it should be, in a few words; None when it is. `until` is the loop's time: a
@@ -84,22 +84,36 @@ class FileChecks:
             del self._known[identity]
 
     async def _read(self, file: Wanted, path: Path, identity: _Identity, until: float) -> str | None:
-        loop = asyncio.get_running_loop()
+        reading = self._reading.get(identity) or await self._begin(file, path, identity, until)
+        if reading is None:
+            return NOT_IN_TIME
+        done, _ = await asyncio.wait({reading}, timeout=max(0.0, until - asyncio.get_running_loop().time()))
+        return reading.result() if done else NOT_IN_TIME
+
+    async def _begin(
+        self, file: Wanted, path: Path, identity: _Identity, until: float
+    ) -> "asyncio.Task[str | None] | None":
+        """The file's reading, everybody's who wants it; None when no turn comes in time."""
         try:
             async with asyncio.timeout_at(until):
                 await self._turns.acquire()
         except TimeoutError:
-            return NOT_IN_TIME
-        reading = loop.create_task(self._verdict(file, path, identity))
-        self._reading.add(reading)
-        reading.add_done_callback(self._reading.discard)
-        done, _ = await asyncio.wait({reading}, timeout=max(0.0, until - loop.time()))
-        return reading.result() if done else NOT_IN_TIME
+            return None
+        if identity in self._reading:
+            self._turns.release()
+        else:
+            reading = asyncio.get_running_loop().create_task(self._verdict(file, path, identity))
+            self._reading[identity] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(identity, None))
+        return self._reading[identity]
 
     async def _verdict(self, file: Wanted, path: Path, identity: _Identity) -> str | None:
         """Has a turn, and gives it back."""
         try:
-            found = await asyncio.to_thread(_digest, path)
+            # Somebody may have read it while this one waited for its turn.
+            found = self._known.get(identity, "")
+            if not found:
+                found = await asyncio.to_thread(_digest, path)
         except FileNotFoundError:
             return NOT_THERE
         except OSError:
