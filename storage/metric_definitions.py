@@ -279,6 +279,7 @@ def text_of(value: object) -> str | None:
 
 _PLAIN_INTEGER = 1 << 63
 _FLOAT_INTEGERS = 2.0**53
+_PLAIN_NUMBERS = frozenset({int, float})
 
 
 def number_of(value: object) -> Decimal | None:
@@ -331,7 +332,13 @@ def _compile(condition: Filter) -> Callable[[object], bool]:
 def _equal(value: object) -> Callable[[object], bool]:
     if isinstance(value, int | float) and not isinstance(value, bool):
         number = number_of(value)
-        return lambda found: number is not None and number_of(found) == number
+
+        def equal(found: object) -> bool:
+            if number is None:
+                return False
+            return found == value if type(found) is int and type(value) is int else number_of(found) == number
+
+        return equal
     text = text_of(value)
     return lambda found: found == text if type(found) is str else text is not None and text_of(found) == text
 
@@ -350,10 +357,11 @@ def _compared(op: Op, value: object) -> Callable[[object], bool]:
     if isinstance(value, int | float) and not isinstance(value, bool):
         convert = number_of
     limit = convert(value)
+    is_plain = limit is not None and type(value) in _PLAIN_NUMBERS
 
     def check(found: object) -> bool:
-        # Most are plain floats. Larger ones come back from jsonb as integers, and both must give the same answer.
-        if type(found) is float and type(value) in {float, int} and abs(found) < _FLOAT_INTEGERS:
+        # Most are plain. Larger floats come back from jsonb as integers, and both must give the same answer.
+        if is_plain and type(found) in _PLAIN_NUMBERS and -_FLOAT_INTEGERS < found < _FLOAT_INTEGERS:  # type: ignore[operator]
             return holds(found, value)
         converted = convert(found)
         return limit is not None and converted is not None and holds(converted, limit)
