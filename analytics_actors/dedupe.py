@@ -80,6 +80,11 @@ class DedupeWindow:
         self._current.add(np.frombuffer(b"".join(current), "<u8"))
         self._previous.add(np.frombuffer(b"".join(previous), "<u8"))
 
+    def remove(self, fingerprints: Fingerprints) -> None:
+        """Forget ids that were lost, so that their events may be sent again."""
+        self._current.remove(fingerprints)
+        self._previous.remove(fingerprints)
+
     def advance(self, now_ms: int) -> None:
         """Forget what is too old. `add` does it too; without traffic somebody has to call it."""
         steps = now_ms // self._window_ms - self._index

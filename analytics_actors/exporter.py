@@ -36,7 +36,7 @@ from analytics_actors.lake.reading import Pending, Reading
 from analytics_actors.messages import ExporterView, LakePartitionView
 from analytics_actors.windows.sources import Compute, in_thread
 from config.settings import LakeSettings
-from storage.errors import StorageError
+from storage.errors import FormatError, StorageError
 from storage.folded_events import FoldedEvents
 from storage.lake_manifest import LakeManifest, OffsetRange, Plan, StoredMark
 from storage.log_tail import Tail
@@ -258,7 +258,11 @@ class Exporter:
 
     async def _events(self, pieces: Sequence[Piece], ranges: Sequence[OffsetRange]) -> pa.Table:
         """The stored events of the pieces, each once."""
-        rows = await self._compute(rows_of_records, pieces)
+        try:
+            rows = await self._compute(rows_of_records, pieces)
+        except FormatError:
+            pieces = await self._reading.without_damage(pieces)
+            rows = await self._compute(rows_of_records, pieces)
         dead = await self._stored.dead_rows(ranges)
         names = {(row.partition, row.log_offset, row.row_number) for row in dead}
         events = await self._folded.without(await self._compute(without_rows, rows, names))

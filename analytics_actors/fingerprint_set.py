@@ -1,4 +1,4 @@
-"""A set of 64-bit fingerprints that only grows: sorted runs, a small memtable, and a filter before them.
+"""A set of 64-bit fingerprints that hardly ever shrinks: sorted runs, a small memtable, and a filter before them.
 
 Adding goes to the memtable (a Python set), which becomes a sorted run when it is full; runs are merged so
 that each is at least `_RATIO` times as long as the next, which keeps them few and moves each id rarely.
@@ -114,6 +114,11 @@ class FingerprintSet:
         if len(self._memtable) >= self._memtable_limit:
             self._add_run(np.sort(np.fromiter(self._memtable, np.uint64, len(self._memtable))))
             self._memtable = set()
+
+    def remove(self, fingerprints: Fingerprints) -> None:
+        """Forget these. The filter goes on to let them pass, which costs a search each."""
+        self._memtable = self._memtable.difference(fingerprints.tolist())
+        self._runs = [run[~np.isin(run, fingerprints)] for run in self._runs]
 
     def _add_run(self, run: Fingerprints) -> None:
         self._extend_filter(run)

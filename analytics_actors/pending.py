@@ -106,6 +106,12 @@ class PendingRecords:
             pending.record = record
             self._count(0, 0, pending.log_bytes)
 
+    def let_go(self, pending: PendingRecord) -> None:
+        """A record is to be read from the log again when its turn comes."""
+        if pending.record is not None:
+            pending.record = None
+            self._count(0, 0, -pending.log_bytes)
+
     def head(self, *, max_events: int) -> list[PendingRecord]:
         """The oldest records with at most that many events, one at least."""
         chosen: list[PendingRecord] = []

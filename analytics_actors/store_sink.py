@@ -20,6 +20,7 @@ from analytics_actors.counters import Counters
 from analytics_actors.messages import NOT_OWNER
 from analytics_actors.owned_partition import OwnedPartition, PartitionState
 from analytics_actors.pending import Backlog, PendingRecord, lost_of
+from analytics_actors.unreadable import Unreadable
 from config.settings import StoreSettings
 from storage.errors import Fenced, FormatError, Misconfigured, Unavailable
 from storage.event_batch import LogRecord, decode_record
@@ -85,8 +86,7 @@ class StoreSink:
         self._writes = 0
         self._failures = 0
         self._retry_at_ms = 0
-        self._one_by_one = False
-        self._unreadable: set[int] = set()
+        self._unreadable = Unreadable(log, store, counters, clock_ms=clock_ms)
         self.draining = False
 
     def wake(self) -> None:
@@ -151,6 +151,7 @@ class StoreSink:
         if self._max_kept_bytes:
             kept.extend((p.offset, p.log_bytes) for p in job.records if job.owner.checkpoint <= p.offset < next_offset)
         job.owner.advance(next_offset)
+        self._unreadable.advanced(job.owner)
 
     async def _sleep_until_due(self) -> None:
         pause_s = self._settings.batch_interval_ms / 1000
@@ -169,10 +170,7 @@ class StoreSink:
         return [
             owner
             for owner in self._partitions
-            if owner.pending
-            and not owner.writing
-            and owner.state in writable
-            and owner.partition not in self._unreadable
+            if owner.pending and not owner.writing and owner.state in writable and not self._unreadable.holds(owner)
         ]
 
     def _choose(self) -> list[Job]:
@@ -186,7 +184,7 @@ class StoreSink:
         jobs: list[Job] = []
         room = self._settings.max_write_events
         for owner in ready:
-            if room <= 0 or (jobs and self._one_by_one):
+            if room <= 0:
                 break
             records = owner.pending.head(max_events=room)
             room -= max(1, sum(pending.events for pending in records))
@@ -231,7 +229,7 @@ class StoreSink:
         except (Unavailable, Misconfigured) as error:
             self._failed(jobs, str(error))
         except FormatError as error:
-            self._set_aside(jobs, error)
+            self._doubt(jobs, error)
         else:
             self._failures = 0
             self._counters.clear_trouble("postgres")
@@ -248,13 +246,11 @@ class StoreSink:
         self._counters.trouble("postgres", message)
         self._counters.count("write_failures")
 
-    def _set_aside(self, jobs: list[Job], error: FormatError) -> None:
-        """A record that cannot be read stops its own partition, and no other: the next writes are of one each."""
-        self._one_by_one = True
-        if len(jobs) == 1:
-            partition = jobs[0].owner.partition
-            self._unreadable.add(partition)
-            self._counters.trouble(f"partition {partition}", str(error))
+    def _doubt(self, jobs: list[Job], error: FormatError) -> None:
+        """Nothing was written. The next write looks at each record of these partitions before it takes it."""
+        if not self._unreadable.doubt({job.owner.partition for job in jobs}):
+            # Each record could be read, and all of them together could not.
+            self._failed(jobs, str(error))
 
     async def _claim(self, owners: list[OwnedPartition]) -> None:
         for owner in owners:
@@ -266,6 +262,7 @@ class StoreSink:
                 owner.fence(NOT_OWNER)
                 continue
             owner.claimed(checkpoint)
+            self._unreadable.advanced(owner)
             if checkpoint.next_offset > owner.next_offset:
                 # The log is behind what is stored: it was set back (an old copy of Redis's disk).
                 owner.next_offset = checkpoint.next_offset
@@ -283,12 +280,12 @@ class StoreSink:
         records: list[tuple[int, LogRecord]] = []
         for pending in todo:
             try:
-                record = pending.record or await self._read(owner, pending)
-            except FormatError:
-                if not records:
-                    raise
+                record = await self._record(owner, pending)
+            except FormatError as error:
                 # What is before it is written first.
-                break
+                if records:
+                    break
+                return await self._unreadable.step_over(owner, pending, error)
             if record is None or pending.offset != owner.checkpoint + len(records):
                 break
             records.append((pending.offset, record))
@@ -309,6 +306,13 @@ class StoreSink:
         assert owner.store_epoch is not None
         self._counters.count("events_lost", sum(pending.events for pending in lost))
         return PartitionWrite(owner.partition, owner.store_epoch, owner.checkpoint, next_offset, (), lost=lost_of(lost))
+
+    async def _record(self, owner: OwnedPartition, pending: PendingRecord) -> LogRecord | None:
+        """None when the log has lost it. Raises `FormatError`."""
+        record = pending.record or await self._read(owner, pending)
+        if record is not None:
+            self._unreadable.check(owner, pending, record)
+        return record
 
     async def _read(self, owner: OwnedPartition, pending: PendingRecord) -> LogRecord | None:
         """A record that was let go, from the log; None when the log has lost it."""

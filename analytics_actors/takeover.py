@@ -8,6 +8,7 @@ those come back from the log's ids alone, so that an event of theirs that is sen
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -19,7 +20,7 @@ from analytics_actors.messages import NOT_OWNER
 from analytics_actors.owned_partition import OwnedPartition, PartitionState
 from analytics_actors.pending import PendingRecord
 from storage.errors import Fenced, FormatError, LogLost, Unavailable
-from storage.event_batch import RECORD_VERSION, LogRecord, decode_record, unpack_rows
+from storage.event_batch import RECORD_VERSION, LogRecord, decode_record, read_rows
 from storage.event_store import Checkpoint, EventStore
 from storage.fingerprint import batch_fingerprint, fingerprint, partition_of
 from storage.partition_log import IdsEntry, LogState, PartitionLog
@@ -190,7 +191,8 @@ class Takeover:
         for owner in owners:
             for pending in owner.pending:
                 if pending.record is not None:
-                    owner.window.add(_ids_of(pending.record), now_ms=now_ms)
+                    with contextlib.suppress(FormatError):
+                        owner.window.add(_ids_of(pending.record), now_ms=now_ms)
 
     async def _retry(self, service: str, call: Callable[[], Awaitable[T]]) -> T:
         attempt = 0
@@ -211,7 +213,7 @@ def _ids_of(record: LogRecord) -> np.ndarray:
     for batch in record.batches:
         ids.append(batch_fingerprint(batch.batch_id))
         if batch.rows.block:
-            rows = unpack_rows(batch.rows)
+            rows = read_rows(batch)
             projects, events = rows.column("project_id").to_pylist(), rows.column("event_id").to_pylist()
             ids += [fingerprint(project, event) for project, event in zip(projects, events, strict=True)]
     return np.array(ids, dtype=np.uint64)

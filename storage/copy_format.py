@@ -16,7 +16,7 @@ from pgpq import ArrowToPostgresBinaryEncoder
 from pgpq.encoders import StringEncoderBuilder
 from pgpq.schema import Jsonb
 
-from storage.event_batch import COLUMNS, LogRecord, unpack_rows
+from storage.event_batch import COLUMNS, LogRecord, read_rows
 from storage.event_store import PartitionWrite
 
 _ROW_NUMBER = pa.field("row_number", pa.int32())
@@ -51,7 +51,7 @@ def gather(writes: Sequence[PartitionWrite]) -> pa.RecordBatch:
                 start += events
                 continue
             mask = batch.duplicate_mask()
-            batches.append(unpack_rows(batch.rows))
+            batches.append(read_rows(batch))
             kept.append(np.ones(events, bool) if mask is None else ~mask)
             partitions.append(partition)
             offsets.append(offset)

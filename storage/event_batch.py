@@ -23,6 +23,8 @@ leaves those rows out.
 A reader refuses a version that it does not know, loudly: it never guesses.
 """
 
+from typing import Annotated
+
 import msgspec
 import numpy as np
 
@@ -34,6 +36,10 @@ from storage.errors import FormatError
 
 BATCH_VERSION = 1
 RECORD_VERSION = 1
+
+_LAST_HOUR = _MOST_REJECTED = 1 << 31
+_MOST_EVENTS = 1 << 24
+"""What PostgreSQL's clock has, and far more than a request can hold: beyond them the head is damaged."""
 
 _text = pa.string()
 _time = pa.timestamp("us", tz="UTC")
@@ -61,9 +67,9 @@ class Segment(msgspec.Struct, array_like=True, frozen=True):
     """A run of rows of one project received in one hour, and how many more were refused."""
 
     project_id: str
-    hour: int
-    events: int
-    rejected: int
+    hour: Annotated[int, msgspec.Meta(ge=0, le=_LAST_HOUR)]
+    events: Annotated[int, msgspec.Meta(ge=0, le=_MOST_EVENTS)]
+    rejected: Annotated[int, msgspec.Meta(ge=0, le=_MOST_REJECTED)]
 
 
 class PackedRows(msgspec.Struct, array_like=True, frozen=True):
@@ -135,8 +141,18 @@ def unpack_rows(packed: PackedRows) -> pa.RecordBatch:
     try:
         plain = _codec.decompress(packed.block, packed.plain_bytes)
         return pa.ipc.read_record_batch(plain, COLUMNS)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise FormatError(f"rows of a batch cannot be read: {error}") from error
+
+
+def read_rows(batch: RecordBatch) -> pa.RecordBatch:
+    """The rows of a batch that has some, duplicates among them. Raises `FormatError` when they are damaged, or not as
+    many as the segments say."""
+    rows = unpack_rows(batch.rows)
+    events = sum(segment.events for segment in batch.segments)
+    if rows.num_rows != events:
+        raise FormatError(f"a batch has {rows.num_rows} rows, and its segments {events} events")
+    return rows
 
 
 def encode_batches(batches: list[EventBatch]) -> bytes:
@@ -181,6 +197,13 @@ def decode_record(raw: bytes) -> LogRecord:
         raise FormatError(f"not a log record: {error}") from error
     _check_version("log record", record.version, RECORD_VERSION)
     return record
+
+
+def require_readable(record: LogRecord) -> None:
+    """Raises `FormatError` where a sink would."""
+    for batch in record.batches:
+        if batch.rows.block:
+            read_rows(batch)
 
 
 def pack_duplicates(mask: np.ndarray) -> bytes:

@@ -74,6 +74,10 @@ class EventStore(Protocol):
 
     async def write(self, writes: Sequence[PartitionWrite]) -> WriteResult: ...
 
+    async def is_set_aside(self, partition: int, offset: int) -> bool:
+        """Whether somebody has decided to go without the record (`storage.set_aside`): it may be stepped over as a gap
+        whose events are lost."""
+
     def recent_ids(self, partitions: Sequence[int], *, since_ms: int) -> AsyncIterator[Sequence[StoredId]]:
         """The ids of all events stored since then in the partitions, in chunks. Those that were only aggregated have
         no row, and nobody but the log remembers their ids."""

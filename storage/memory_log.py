@@ -28,7 +28,8 @@ class _Partition:
     next_offset: int
     ids_since_ms: int
     records: dict[int, bytes] = field(default_factory=dict)
-    ids: list[IdsEntry] = field(default_factory=list)
+    ids: dict[int, IdsEntry] = field(default_factory=dict)
+    """By the offset of the record that brought them."""
     ids_last_ms: int = 0
 
     @property
@@ -37,7 +38,7 @@ class _Partition:
 
     @property
     def resident_bytes(self) -> int:
-        return sum(map(len, self.records.values())) + sum(len(entry.fingerprints) for entry in self.ids)
+        return sum(map(len, self.records.values())) + sum(len(entry.fingerprints) for entry in self.ids.values())
 
 
 class MemoryLog:
@@ -127,7 +128,7 @@ class MemoryLog:
         held.records[append.offset] = append.record
         if append.fingerprints:
             held.ids_last_ms = max(self._clock_ms(), held.ids_last_ms)
-            held.ids.append(IdsEntry(held.ids_last_ms, append.fingerprints))
+            held.ids[append.offset] = IdsEntry(held.ids_last_ms, append.fingerprints)
         held.next_offset += 1
         return "appended"
 
@@ -163,8 +164,19 @@ class MemoryLog:
     async def read_ids(self, partition: int) -> AsyncIterator[IdsEntry]:
         self._require_available()
         held = self._partitions.get(partition)
-        for entry in list(held.ids) if held else []:
+        for entry in list(held.ids.values()) if held else []:
             yield entry
+
+    async def ids_of(self, partition: int, offset: int) -> bytes:
+        self._require_available()
+        held = self._partitions.get(partition)
+        return held.ids[offset].fingerprints if held and offset in held.ids else b""
+
+    async def forget_ids(self, partition: int, *, epoch: int, offset: int) -> None:
+        self._require_available()
+        held = self._partitions.get(partition)
+        if held is not None and held.epoch == epoch:
+            held.ids.pop(offset, None)
 
     async def trim(self, partition: int, *, epoch: int, below_offset: int, ids_before_ms: int) -> None:
         self._require_available()
@@ -175,7 +187,7 @@ class MemoryLog:
         held.records = {offset: record for offset, record in held.records.items() if offset >= held.first_offset}
         if ids_before_ms > held.ids_since_ms:
             held.ids_since_ms = ids_before_ms
-            held.ids = [entry for entry in held.ids if entry.appended_ms >= ids_before_ms]
+            held.ids = {offset: entry for offset, entry in held.ids.items() if entry.appended_ms >= ids_before_ms}
 
     async def close(self) -> None:
         pass

@@ -13,6 +13,7 @@ from storage.event_batch import COLUMNS
 from storage.event_store import Checkpoint, PartitionWrite, StoredId, WriteResult
 from storage.ledger_counts import Counts, LedgerKey, RowKey, count, total
 from storage.rollups import dimensions_hash
+from storage.set_aside import MemorySetAside
 
 _CHUNK = 1000
 
@@ -33,6 +34,7 @@ class MemoryStore:
         """What was only aggregated."""
         self.dead_letters: dict[RowKey, dict[str, Any]] = {}
         self.ledger: defaultdict[LedgerKey, Counts] = defaultdict(Counts)
+        self.set_aside = MemorySetAside()
         self.writes: list[Sequence[PartitionWrite]] = []
         """Committed writes, in order."""
 
@@ -76,6 +78,9 @@ class MemoryStore:
         self.dead_letters |= dead
         for write in writes:
             self._checkpoints[write.partition] = Checkpoint(write.partition, write.epoch, write.next_offset)
+            self.set_aside.checkpoints[write.partition] = write.next_offset
+            if not write.records:
+                self.set_aside.step_over(write.partition, write.first_offset, write.next_offset)
         self.writes.append(writes)
         counts = count(writes, list(dead), folded.folded)
         for key, added in counts.items():
@@ -96,6 +101,9 @@ class MemoryStore:
 
     def _checkpoint(self, partition: int) -> Checkpoint:
         return self._checkpoints.get(partition, Checkpoint(partition, 0, 0))
+
+    async def is_set_aside(self, partition: int, offset: int) -> bool:
+        return (partition, offset) in self.set_aside.records
 
     async def recent_ids(self, partitions: Sequence[int], *, since_ms: int) -> AsyncIterator[Sequence[StoredId]]:
         ids = [

@@ -81,6 +81,13 @@ class PartitionLog(Protocol):
     def read_ids(self, partition: int) -> AsyncIterator[IdsEntry]:
         """All entries of `ids`, oldest first."""
 
+    async def ids_of(self, partition: int, offset: int) -> bytes:
+        """The fingerprints that the record at `offset` brought; empty when they are gone, or it brought none."""
+
+    async def forget_ids(self, partition: int, *, epoch: int, offset: int) -> None:
+        """Drop from `ids` what the record at `offset` brought: a new owner's window will not know them. Once more
+        changes nothing; a stale epoch changes nothing."""
+
     async def trim(self, partition: int, *, epoch: int, below_offset: int, ids_before_ms: int) -> None:
         """Drop records below the offset (TR-1) and ids older than the time. A stale epoch changes nothing."""
 

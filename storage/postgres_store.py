@@ -20,6 +20,7 @@ from storage.late_marks import LateDays, late_days
 from storage.ledger_counts import COUNTED, count, total
 from storage.postgres import Connection, Postgres
 from storage.postgres_aggregated import merge_records
+from storage.set_aside import IS_SET_ASIDE
 from storage.statements import statement
 
 SINK = "event_store"
@@ -34,6 +35,7 @@ _MARK_LATE_DAYS = statement("mark_late_days")
 _ADD_DAYS = statement("add_days")
 _SUMMARISE_LOOKUP = statement("summarise_lookup")
 _DAYS_SINCE = statement("days_since")
+_STEP_OVER = statement("step_over")
 
 # Beside the writes: a claim, the watcher that ends who blocks it, a reading of recent ids, maintenance.
 _OTHER_CONNECTIONS = 4
@@ -131,9 +133,16 @@ class PostgresStore:
             if marks is not None:
                 await connection.execute(_MARK_LATE_DAYS, *marks)
             result = await _add_to_ledger(connection, writes, poison, folded)
+            gaps = [(write.partition, write.first_offset, write.next_offset) for write in writes if not write.records]
+            if gaps:
+                await connection.execute(_STEP_OVER, *zip(*gaps, strict=True))
             partitions = [write.partition for write in writes]
             await connection.execute(_MOVE_CHECKPOINTS, SINK, partitions, [write.next_offset for write in writes])
         return result._replace(overflow=overflow)
+
+    async def is_set_aside(self, partition: int, offset: int) -> bool:
+        async with self._postgres.session() as connection:
+            return bool(await connection.fetchval(IS_SET_ASIDE, partition, offset))
 
     async def recent_ids(self, partitions: Sequence[int], *, since_ms: int) -> AsyncIterator[Sequence[StoredId]]:
         """Page range by page range of the daily partitions, so that each query is short and none holds a snapshot."""

@@ -40,7 +40,7 @@ _STATE_FIELDS = ("epoch", "first_offset", "next_offset", "ids_since_ms")
 _OUTCOMES: dict[bytes, AppendOutcome] = {b"appended": "appended", b"fenced": "fenced", b"lost": "lost"}
 
 
-_APPEND, _ACQUIRE, _RENEW, _TRIM = (Script(name) for name in ("append", "acquire", "renew", "trim"))
+_APPEND, _ACQUIRE, _RENEW, _TRIM, _IDS_OF = (Script(name) for name in ("append", "acquire", "renew", "trim", "ids_of"))
 
 
 class RedisLog:
@@ -112,6 +112,14 @@ class RedisLog:
             page_bytes = sum(len(fields[1]) for _, fields in page)
             count = min(max(IDS_PAGE_BYTES * len(page) // page_bytes, SMALLEST_IDS_PAGE), LARGEST_IDS_PAGE)
 
+    async def ids_of(self, partition: int, offset: int) -> bytes:
+        async with self._redis.deadline("ids of a record"):
+            return await self._redis.run(_IDS_OF, _ids_keys(partition), (offset, "")) or b""
+
+    async def forget_ids(self, partition: int, *, epoch: int, offset: int) -> None:
+        async with self._redis.deadline("forgetting ids"):
+            await self._redis.run(_IDS_OF, _ids_keys(partition), (offset, epoch))
+
     async def trim(self, partition: int, *, epoch: int, below_offset: int, ids_before_ms: int) -> None:
         async with self._redis.deadline("trim"):
             await self._redis.run(_TRIM, _keys(partition), (epoch, below_offset, ids_before_ms))
@@ -135,6 +143,10 @@ def log_key(partition: int) -> str:
 
 def _ids_key(partition: int) -> str:
     return f"ids:{{p{partition:03}}}"
+
+
+def _ids_keys(partition: int) -> tuple[str, str]:
+    return state_key(partition), _ids_key(partition)
 
 
 def _keys(partition: int) -> tuple[str, str, str]:

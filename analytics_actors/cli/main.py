@@ -24,6 +24,7 @@ _COMMANDS = {
     "metrics": "show, define, list and backfill metrics",
     "query": "run SQL over events",
     "batch": "count days of metrics again, and show the daily job",
+    "log": "find records of the log that cannot be read, and set them aside",
     "lake": "list, verify and rebuild the Parquet files",
     "projects": "list and create projects",
     "retention": "show and change how long what is kept, and remove what is too old",

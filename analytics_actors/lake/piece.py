@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.copy_format import STORED, gather
+from storage.errors import FormatError
 from storage.event_batch import LogRecord
 from storage.event_store import PartitionWrite
 from storage.lake_file import EVENTS, hours_of
@@ -77,6 +78,15 @@ def rows_of_records(pieces: Sequence[Piece]) -> pa.RecordBatch:
         if not isinstance(piece.content, pa.Table)
     ]
     return gather(writes)
+
+
+def is_readable(piece: Piece) -> bool:
+    """Whether the rows of its records are as they were written."""
+    try:
+        rows_of_records([piece])
+    except FormatError:
+        return False
+    return True
 
 
 def without_rows(rows: pa.RecordBatch, names: Collection[RowName]) -> pa.Table:

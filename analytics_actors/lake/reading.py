@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from analytics_actors.counters import Counters
-from analytics_actors.lake.piece import Piece, piece_of_events, piece_of_records, plain_bytes
+from analytics_actors.lake.piece import Piece, is_readable, piece_of_events, piece_of_records, plain_bytes
 from storage.errors import FormatError
 from storage.event_batch import LogRecord, decode_record
 from storage.event_columns import OFFSET_COLUMNS
@@ -59,10 +59,22 @@ class Reading:
         pieces, unreadable = _pieces(read.records, wanted, max_bytes)
         # What is stored was in the log before: where there is nothing now, it is gone.
         gone = in_log.keys() - read.records.keys()
-        await self._cut([wanted[partition] for partition in (*gone, *unreadable)])
+        for stretch in await self._stretches_of([wanted[partition] for partition in (*gone, *unreadable)]):
+            self._stretches[stretch.range.partition].append(stretch)
         if behind:
-            pieces.append(await self._read_stretch(behind[0]))
+            pieces.append(await self._read_back(self._stretches[behind[0]][0]))
+            self._stretches[behind[0]].popleft()
         return pieces
+
+    async def without_damage(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """The same ranges: pieces with records whose rows cannot be read come from the event store instead."""
+        found: list[Piece] = []
+        for piece in pieces:
+            if isinstance(piece.content, pa.Table) or is_readable(piece):
+                found.append(piece)
+                continue
+            found += [await self._read_back(stretch) for stretch in await self._stretches_of([piece.range])]
+        return found
 
     def _next_stretch(self, wanted: OffsetRange) -> Stretch | None:
         """The stretch that the range begins with, if it was cut."""
@@ -71,19 +83,19 @@ class Reading:
             stretches.clear()
         return stretches[0] if stretches else None
 
-    async def _cut(self, ranges: Sequence[OffsetRange]) -> None:
+    async def _stretches_of(self, ranges: Sequence[OffsetRange]) -> list[Stretch]:
+        """What the event store has of ranges that the log does not tell."""
         since = {each.partition: each.since for each in await self._pending()} if ranges else {}
+        found: list[Stretch] = []
         for each in ranges:
             self._counters.count("log_gaps")
-            found = await self._stored.stretches(each, since=since.get(each.partition), max_rows=STRETCH_ROWS)
-            self._stretches[each.partition].extend(found)
+            found += await self._stored.stretches(each, since=since.get(each.partition), max_rows=STRETCH_ROWS)
+        return found
 
-    async def _read_stretch(self, partition: int) -> Piece:
-        stretch = self._stretches[partition][0]
+    async def _read_back(self, stretch: Stretch) -> Piece:
         rows = pa.Table.from_batches([batch async for batch in self._stored.rows(stretch)], OFFSET_COLUMNS)
-        partitions = pa.array(np.full(rows.num_rows, partition, np.int16))
+        partitions = pa.array(np.full(rows.num_rows, stretch.range.partition, np.int16))
         events = rows.append_column(EVENTS.field("partition_id"), partitions).select(EVENTS.names).cast(EVENTS)
-        self._stretches[partition].popleft()
         self._counters.count("events_read_back", events.num_rows)
         return piece_of_events(stretch.range, events)
 

@@ -72,17 +72,20 @@ class Opening:
                 go_on(owner, self._book)
 
     async def _look_behind_gaps(self) -> None:
-        """Where the log does not go on: the event store has what is missing, or nothing is."""
+        """Where the log does not go on, or cannot be read: the event store has what is missing, or nothing is."""
         owners = [owner for owner in self._shard.in_state(WindowState.LIVE) if owner.at_gap]
+        owners += self._shard.in_state(WindowState.UNREADABLE)
         if not owners:
             return
         checkpoints = await self._stored([owner.partition for owner in owners])
         for owner, checkpoint in zip(owners, checkpoints, strict=True):
-            if not owner.at_gap or owner.state is not WindowState.LIVE:
+            is_unreadable = owner.state is WindowState.UNREADABLE
+            if not is_unreadable and not (owner.at_gap and owner.state is WindowState.LIVE):
                 continue
             if checkpoint.next_offset > owner.next_offset:
+                self._shard.counters.clear_trouble(f"partition {owner.partition}")
                 await self._shard.leave(owner, WindowState.LOST)
-            else:
+            elif not is_unreadable:
                 owner.at_gap = False
 
     async def _verify(self) -> None:

@@ -16,7 +16,8 @@ class WindowState(StrEnum):
     BUILDING = "building"
     """Paused at its offset while the windows of new definitions are made from stored events."""
     UNREADABLE = "unreadable"
-    """A record cannot be read by this release: the partition stands still before it."""
+    """A record cannot be read by this release: the partition stands still before it, until the event store is behind it
+    and the windows are rebuilt from there."""
     FENCED = "fenced"
     """Another owner has it."""
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from analytics_actors.windows.grouping import aggregate
 from storage.aggregate import Aggregate
 from storage.errors import FormatError
-from storage.event_batch import COLUMNS, decode_record, unpack_rows
+from storage.event_batch import COLUMNS, decode_record, read_rows
 from storage.metric_definitions import MetricDefinition
 from storage.window_key import WindowKey, late_mask, microseconds
 
@@ -66,7 +66,7 @@ def _rows_of(raw: bytes) -> list[pa.RecordBatch]:
     for batch in decode_record(raw).batches:
         if not batch.rows.block:
             continue
-        rows = unpack_rows(batch.rows)
+        rows = read_rows(batch)
         mask = batch.duplicate_mask()
         if mask is not None:
             rows = rows.filter(pa.array(~mask))

@@ -275,6 +275,37 @@ async def test_ids_come_back_in_order_with_their_times(subject: Subject) -> None
     assert await all_ids(subject.log, 8) == []
 
 
+async def test_the_ids_of_one_record_are_forgotten_and_no_others(subject: Subject) -> None:
+    """Many come within a millisecond, and some records bring none."""
+    state = await subject.log.acquire(7, at_least=FRESH)
+    brought = [ids(*range(n * 100, n * 100 + n % 3)) for n in range(200)]
+    calls = [Append(7, state.epoch, offset, b"r", fingerprints) for offset, fingerprints in enumerate(brought)]
+    for call in calls:
+        await subject.log.append([call])
+    assert [await subject.log.ids_of(7, offset) for offset in range(200)] == brought
+    assert await subject.log.ids_of(7, 200) == await subject.log.ids_of(8, 0) == b""
+    for offset in (0, 1, 2, 100, 199, 200):
+        for _ in range(2):
+            await subject.log.forget_ids(7, epoch=state.epoch, offset=offset)
+        if offset < 200:
+            brought[offset] = b""
+    assert await all_ids(subject.log) == [fingerprints for fingerprints in brought if fingerprints]
+    assert [await subject.log.ids_of(7, offset) for offset in range(200)] == brought
+    assert await subject.log.state([7]) == [LogState(1, 0, 200, 0)]
+    assert len(await subject.log.read(7, 0, max_records=999)) == 200
+    assert await subject.log.append([Append(7, state.epoch, 200, b"r", ids(1))]) == ["appended"]
+    assert await subject.log.ids_of(7, 200) == ids(1)
+
+
+async def test_a_stale_epoch_forgets_no_ids(subject: Subject) -> None:
+    """FN-1."""
+    old = await subject.log.acquire(7, at_least=FRESH)
+    await subject.log.append([Append(7, old.epoch, 0, b"r", ids(1, 2))])
+    await subject.other.acquire(7, at_least=None)
+    await subject.log.forget_ids(7, epoch=old.epoch, offset=0)
+    assert await subject.log.ids_of(7, 0) == ids(1, 2)
+
+
 async def test_trimming_records_is_exact(subject: Subject) -> None:
     """TR-1: what is at or above the offset stays."""
     state = await subject.log.acquire(7, at_least=FRESH)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import pytest
 
+from analytics_actors.log_repair import LogRepair
 from analytics_actors.messages import APPENDED
 from config.settings import Settings
 from storage.event_batch import PackedRows
@@ -213,6 +214,50 @@ def test_a_record_that_cannot_be_read_stops_its_own_partition_only() -> None:
         assert f"partition {damaged.partition}" in view.trouble
         assert view.counters["events_counted"] == 1
         assert system.current.failure is None
+
+    in_system(test)
+
+
+def test_the_windows_go_on_behind_a_record_that_was_set_aside() -> None:
+    async def test(system: System) -> None:
+        assert system.batcher is not None
+        await system.send("q", events(system, 0, 1, prefix="before"))
+        damaged = msgspec.structs.replace(system.make_batch("q", events(system, 0)), rows=PackedRows(1000, b"not LZ4"))
+        [reply] = await system.batcher.append([damaged])
+        await system.send("q", events(system, 0, 1, 2, prefix="after"))
+        await asyncio.sleep(10)
+        assert "cannot be read" in system.current.observe().trouble
+        repair = LogRepair(system.log, system.store.checkpoints, system.store.set_aside, partitions=PARTITIONS)
+        await repair.set_aside(damaged.partition, reply.offset)
+        await asyncio.sleep(10)
+        assert system.current.observe().trouble == system.batcher.observe().trouble == ""
+        await system.settle(200)
+        system.check()
+        assert len(system.store.rows) == 5
+        assert system.current.failure is None
+
+    in_system(test)
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_a_record_that_is_damaged_after_it_was_stored_is_counted_from_the_event_store(has_head: bool) -> None:
+    async def test(system: System) -> None:
+        assert system.batcher is not None
+        partition = system.make_batch("q", []).partition
+        while system.current.observe().partitions[partition].next_offset < 1:
+            await system.send("q", events(system, 0, prefix="first"))
+            await asyncio.sleep(0.5)
+        await system.current.close()
+        await system.send("q", events(system, 0, 1, 2))
+        await asyncio.sleep(1)
+        assert system.batcher.observe().lag_events == 0
+        records = system.log._partitions[partition].records
+        for offset, raw in records.items():
+            records[offset] = raw[:-20] + bytes(20) if has_head else bytes(len(raw))
+        system.start_aggregator()
+        await system.settle(200)
+        system.check()
+        assert system.current.observe().trouble == ""
 
     in_system(test)
 

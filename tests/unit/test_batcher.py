@@ -8,15 +8,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import msgspec
 import pytest
 
-from analytics_actors import appender, store_sink, takeover
+from analytics_actors import appender, store_sink, takeover, unreadable
 from analytics_actors.batcher import Batcher
+from analytics_actors.log_repair import LogRepair
 from analytics_actors.messages import APPENDED, FULL, NOT_OWNER, REPEATED, UNAVAILABLE, AppendReply
 from analytics_actors.takeover import OFFSET_BLOCK
 from config.settings import LogSettings, Settings, StoreSettings
-from storage.event_batch import EventBatch, PackedRows
+from storage.event_batch import EventBatch, PackedRows, decode_record, encode_record
 from storage.fingerprint import partition_of
 from storage.memory_log import MemoryLog
 from storage.memory_store import MemoryStore
+from storage.set_aside import UnreadableRecord
 from tests.unit.batches import HOUR, make_batch
 
 PARTITIONS = 8
@@ -27,6 +29,7 @@ SETTINGS = Settings(log=LogSettings(partitions=PARTITIONS), store=StoreSettings(
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries pause for milliseconds."""
     monkeypatch.setattr(store_sink, "TRIM_INTERVAL_S", 0.05)
+    monkeypatch.setattr(unreadable, "LOOK_AGAIN_S", 0.01)
     for module in (appender, store_sink, takeover):
         pauses = "RESOLVE_PAUSES_S" if module is appender else "RETRY_PAUSES_S"
         monkeypatch.setattr(module, pauses, (0.002, 0.005, 0.01))
@@ -315,6 +318,131 @@ async def test_a_new_owner_opens_although_a_record_cannot_be_read(shard: Shard) 
     await eventually(lambda: f"partition {damaged.partition}" in batcher.observe().trouble)
     assert await statuses(batcher, make_batch("d", project="project-1")) == [APPENDED]
     await eventually(lambda: shard.stored() == {"a": 1, "c": 1, "d": 1})
+
+
+async def set_aside(shard: Shard, partition: int, offset: int) -> UnreadableRecord:
+    """As the command does it."""
+    repair = LogRepair(shard.log, shard.store.checkpoints, shard.store.set_aside, partitions=PARTITIONS)
+    return await repair.set_aside(partition, offset)
+
+
+def damaged_batch(*event_ids: str, project: str = "p", rejected: int = 0) -> EventBatch:
+    batch = make_batch(*event_ids, project=project, rejected=rejected)
+    return msgspec.structs.replace(batch, rows=PackedRows(1000, b"not LZ4"))
+
+
+async def test_a_record_that_was_set_aside_is_stepped_over(shard: Shard) -> None:
+    batcher = await shard.start()
+    await batcher.append([make_batch("a")])
+    [reply] = await batcher.append([damaged_batch("b", "a", "c", rejected=2)])
+    await batcher.append([make_batch("d", "b")])
+    partition = make_batch("a").partition
+    await eventually(lambda: f"partition {partition}: record {reply.offset}" in batcher.observe().trouble)
+    assert shard.stored() == {"a": 1}
+    kept = await set_aside(shard, partition, reply.offset)
+    assert [tuple(count)[2:] for count in kept.counts or ()] == [(5, 1, 2, 2)]
+    await eventually(lambda: shard.stored() == {"a": 1, "d": 1})
+    await eventually(lambda: batcher.observe().trouble == "")
+    assert shard.ledger() == {"received": 8, "stored": 2, "duplicate": 2, "dead_lettered": 0, "rejected": 2, "lost": 2}
+    assert batcher.observe().lag_events == 0
+    assert batcher.observe().counters["records_set_aside"] == 1
+    [record] = await shard.store.set_aside.all()
+    assert record.stepped_over_at is not None
+    # What was lost may be sent again, what was stored may not.
+    [again] = await batcher.append([make_batch("a", "b", "c", "d")])
+    assert (again.status, again.duplicates) == (APPENDED, b"\x09")
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1, "c": 1, "d": 1})
+    # Another life knows the same ids.
+    batcher = await shard.start()
+    [again] = await batcher.append([make_batch("a", "b", "c", "d")])
+    assert again.duplicates == b"\x0f"
+
+
+async def test_a_batch_that_was_lost_may_be_sent_again_under_its_id(shard: Shard) -> None:
+    batcher = await shard.start()
+    batch = make_batch("a", "b")
+    [reply] = await batcher.append([msgspec.structs.replace(batch, rows=PackedRows(1000, b"not LZ4"))])
+    assert await statuses(batcher, batch) == [REPEATED]
+    await set_aside(shard, batch.partition, reply.offset)
+    await eventually(lambda: shard.ledger()["lost"] == 2)
+    assert await statuses(batcher, batch) == [APPENDED]
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1})
+    assert await statuses(batcher, batch) == [REPEATED]
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_stepping_over_is_done_once_whatever_fails(shard: Shard, committed: bool) -> None:
+    """A write of unknown outcome, and another life in the midst of it."""
+    batcher = await shard.start()
+    damaged = damaged_batch("a", "b")
+    await batcher.append([damaged])
+    await eventually(lambda: batcher.observe().trouble != "")
+    for _ in range(2):
+        shard.store.fail_next(committed=committed)
+    await set_aside(shard, damaged.partition, 0)
+    await set_aside(shard, damaged.partition, 0)
+    await eventually(lambda: batcher.observe().counters.get("write_failures", 0) > 0)
+    batcher = await shard.start()
+    await eventually(lambda: shard.ledger()["lost"] == 2)
+    await eventually(lambda: batcher.observe().lag_events == 0)
+    assert await statuses(batcher, make_batch("a")) == [APPENDED]
+    await eventually(lambda: shard.stored() == {"a": 1})
+    assert shard.ledger() | {"received": 3, "stored": 1, "lost": 2} == shard.ledger()
+
+
+@pytest.mark.parametrize("same_life", [True, False])
+async def test_a_record_that_does_not_tell_its_events_is_stepped_over(same_life: bool) -> None:
+    """The life that appended it knows them still; another one cannot count them."""
+    # Nothing is kept in memory.
+    shard = Shard(Settings(log=SETTINGS.log, store=StoreSettings(batch_interval_ms=10, max_resident_bytes=0)))
+    batcher = await shard.start()
+    for _ in range(1000):
+        shard.store.fail_next(committed=False)
+    batch = make_batch("a", "b")
+    assert await statuses(batcher, batch) == [APPENDED]
+    shard.log._partitions[batch.partition].records[0] = b"\x00"
+    if not same_life:
+        await batcher.close()
+        batcher = await shard.start()
+    shard.store._failures.clear()
+    await eventually(lambda: f"partition {batch.partition}" in batcher.observe().trouble)
+    assert (await set_aside(shard, batch.partition, 0)).counts is None
+    await eventually(lambda: batcher.observe().trouble == "")
+    assert shard.ledger()["received"] == shard.ledger()["lost"] == (2 if same_life else 0)
+    assert await statuses(batcher, batch) == [APPENDED]
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1})
+    await batcher.close()
+
+
+async def test_a_record_that_can_be_read_again_is_stored(shard: Shard) -> None:
+    """Its bytes were put back, and nobody has set it aside."""
+    batcher = await shard.start()
+    batch = make_batch("a")
+    await batcher.append([msgspec.structs.replace(batch, rows=PackedRows(1000, b"not LZ4"))])
+    await eventually(lambda: batcher.observe().trouble != "")
+    records = shard.log._partitions[batch.partition].records
+    record = decode_record(records[0])
+    whole = msgspec.structs.replace(record.batches[0], rows=batch.rows)
+    records[0] = encode_record(msgspec.structs.replace(record, batches=[whole]))
+    await eventually(lambda: shard.stored() == {"a": 1})
+    await eventually(lambda: batcher.observe().trouble == "")
+
+
+async def test_several_partitions_stop_and_go_on_by_themselves(shard: Shard) -> None:
+    batcher = await shard.start()
+    projects = ("p", "project-1", "q")
+    damaged = [damaged_batch("lost", project=project) for project in projects]
+    partitions = {batch.partition for batch in damaged}
+    assert len(partitions) == 3
+    await batcher.append(damaged)
+    await batcher.append([make_batch(project, project=project) for project in projects])
+    await eventually(lambda: all(f"partition {p}:" in batcher.observe().trouble for p in partitions))
+    await set_aside(shard, damaged[1].partition, 0)
+    await eventually(lambda: shard.stored() == {"project-1": 1})
+    await set_aside(shard, damaged[0].partition, 0)
+    await set_aside(shard, damaged[2].partition, 0)
+    await eventually(lambda: shard.stored() == dict.fromkeys(projects, 1))
+    assert shard.ledger()["lost"] == 3
 
 
 async def test_wait_stored_and_drain(shard: Shard) -> None:

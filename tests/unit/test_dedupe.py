@@ -168,6 +168,23 @@ def test_loading_equals_adding() -> None:
     assert len(window) == 0
 
 
+def test_ids_that_were_lost_are_forgotten_wherever_they_are() -> None:
+    """In a run of either generation, and among the newest."""
+    held, newer, newest = (random_fingerprints(count, seed=count) for count in (50_000, 6_000, 100))
+    window = DedupeWindow(WINDOW_S)
+    window.load([IdsEntry(WINDOW_MS // 2, held.tobytes())], WINDOW_MS)
+    window.add(newer, WINDOW_MS)
+    window.add(newest, WINDOW_MS)
+    lost = np.concatenate([held[::5], newer[::5], newest[::5], random_fingerprints(50, seed=1)])
+    window.remove(lost)
+    assert not window.known(lost).any()
+    for ids in (held, newer, newest):
+        assert (window.known(ids) == (np.arange(ids.size) % 5 != 0)).all()
+    assert len(window) == 50_000 + 6_000 + 100 - 10_000 - 1_200 - 20
+    window.add(lost, WINDOW_MS)
+    assert window.known(lost).all()
+
+
 def test_bytes_an_id_are_near_the_eight_of_the_fingerprint() -> None:
     window = DedupeWindow(WINDOW_S)
     window.add(random_fingerprints(1_000_000, seed=5), 0)

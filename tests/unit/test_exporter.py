@@ -197,6 +197,30 @@ def test_the_log_is_kept_for_the_lake() -> None:
     in_shard(test)
 
 
+@pytest.mark.parametrize("has_head", [True, False])
+def test_records_that_cannot_be_read_come_from_the_event_store(has_head: bool) -> None:
+    """They were damaged after they were stored: the lake has their events all the same."""
+
+    async def test(shard: LakeShard) -> None:
+        shard.objects.is_away = True
+        for number in range(6):
+            await shard.send(f"p{number % 3}", some(20, prefix=f"{number}-", hours=2))
+            await asyncio.sleep(1)
+        await shard.current.close()
+        for held in shard.log._partitions.values():
+            for offset, raw in held.records.items():
+                if offset != 1:
+                    held.records[offset] = raw[:-20] + bytes(20) if has_head else bytes(len(raw))
+        shard.objects.is_away = False
+        shard.start_exporter()
+        await shard.settle()
+        shard.check()
+        assert shard.current.observe().counters["events_read_back"] > 0
+        assert shard.current.observe().trouble == ""
+
+    in_shard(test)
+
+
 def test_a_stale_exporter_commits_nothing() -> None:
     async def test(shard: LakeShard) -> None:
         zombie = shard.current

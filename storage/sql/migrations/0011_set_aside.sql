@@ -1,0 +1,13 @@
+-- Records of the partition log that cannot be read, and that somebody has decided to go without. The law is in
+-- storage/set_aside.py. `counts` is null when the record does not even tell how many events it has; stepped_over_at is set
+-- by the transaction that moves the event store's checkpoint over the record.
+CREATE TABLE set_aside_records (
+    log_offset bigint NOT NULL,
+    set_aside_at timestamptz NOT NULL DEFAULT now(),
+    stepped_over_at timestamptz,
+    partition_id smallint NOT NULL,
+    reason text NOT NULL,
+    counts jsonb,
+    raw bytea NOT NULL,
+    PRIMARY KEY (partition_id, log_offset)
+);
