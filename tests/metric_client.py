@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from tests.plain_http import AsyncWeb, web
 from tests.system import Client
 
 STEPS = {"minute": 60, "5minutes": 300, "hour": 3600, "day": 86400}
@@ -48,7 +49,7 @@ class MetricClient(Client):
         return event
 
     def create_key(self, kind: str) -> dict[str, str]:
-        made = httpx.post(
+        made = web.post(
             f"{self.system.url}/v1/keys",
             headers=self.admin(),
             json={"projectId": self.project, "kind": kind},
@@ -59,7 +60,7 @@ class MetricClient(Client):
 
     def send(self, events: list[dict[str, Any]]) -> dict[str, Any]:
         """One request, which must be taken."""
-        answer = httpx.post(
+        answer = web.post(
             f"{self.system.url}/v1/events/batch",
             headers={"Authorization": f"Bearer {self.write_key}"},
             json=events,
@@ -76,9 +77,9 @@ class MetricClient(Client):
         parameters = {"projectId": self.project}
         if replace:
             name = definition["name"]
-            made = httpx.put(f"{url}/{name}", params=parameters, headers=self.admin(), json=definition, timeout=10)
+            made = web.put(f"{url}/{name}", params=parameters, headers=self.admin(), json=definition, timeout=10)
         else:
-            made = httpx.post(url, params=parameters, headers=self.admin(), json=definition, timeout=10)
+            made = web.post(url, params=parameters, headers=self.admin(), json=definition, timeout=10)
         assert made.status_code in (200, 201), made.text
         if wait:
             time.sleep(1.1)
@@ -87,13 +88,13 @@ class MetricClient(Client):
 
     def backfill(self, name: str) -> None:
         url = f"{self.system.url}/v1/metrics-definitions/{name}/backfill"
-        started = httpx.post(url, params={"projectId": self.project}, headers=self.admin(), timeout=30)
+        started = web.post(url, params={"projectId": self.project}, headers=self.admin(), timeout=30)
         assert started.status_code == 202, started.text
 
     def ask(self, metric: str, **parameters: Any) -> httpx.Response:
         """Whatever the answer is."""
         wanted = {"projectId": self.project, **parameters}
-        return httpx.get(f"{self.system.url}/v1/metrics/{metric}", params=wanted, headers=self.admin(), timeout=30)
+        return web.get(f"{self.system.url}/v1/metrics/{metric}", params=wanted, headers=self.admin(), timeout=30)
 
     def metric(self, metric: str, **parameters: Any) -> dict[str, Any]:
         """The answer, its numbers exact."""
@@ -273,7 +274,7 @@ class Onlooker:
             **self.parameters,
         }
         limits = httpx.Limits(max_keepalive_connections=1 if self.keeps_connection else 0)
-        async with httpx.AsyncClient(timeout=15, headers=self.client.admin(), limits=limits) as http:
+        async with AsyncWeb(timeout=15, headers=self.client.admin(), limits=limits) as http:
             while True:
                 try:
                     answer = await http.get(f"{self.client.system.url}/v1/metrics/{self.metric}", params=wanted)

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import httpx
 from botocore.config import Config
 
 from storage.embedded.process import free_port
+from tests.plain_http import web
 
 START_DEADLINE_S = 60.0
 
@@ -47,12 +49,17 @@ class ObjectServer:
 
     def client(self) -> Any:
         """A client of the tests' own, to look at what is there and to change it."""
-        return boto3.session.Session(self.access_key, self.secret_key).client(
+        return self._session.client(
             "s3",
             region_name="us-east-1",
             endpoint_url=self.endpoint_url,
             config=Config(s3={"addressing_style": "path"}),
         )
+
+    @cached_property
+    def _session(self) -> Any:
+        """It reads what S3 understands from a megabyte of JSON: once, not for each client."""
+        return boto3.session.Session(self.access_key, self.secret_key)
 
     def make_bucket(self) -> str:
         name = f"test-{uuid.uuid4().hex}"
@@ -196,6 +203,6 @@ def _wait_until_answers(server: ObjectServer, url: str, log_path: Path) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+        return web.get(url, timeout=2).status_code == 200
     except httpx.HTTPError:
         return False

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from tests.plain_http import AsyncWeb
 from tests.system import Client
 
 _COUNT = {"sql": "SELECT count(*), count(DISTINCT event_id) FROM events", "strict": True}
@@ -23,7 +24,7 @@ class QueryOnlooker:
     """How many answers had more than the one before."""
 
     async def run_until(self, over: asyncio.Event) -> None:
-        async with httpx.AsyncClient(base_url=self.client.system.url, timeout=60) as http:
+        async with AsyncWeb(base_url=self.client.system.url, timeout=60) as http:
             while not over.is_set():
                 await self.ask(http)
 
@@ -42,6 +43,6 @@ class QueryOnlooker:
 
     async def check_complete(self) -> None:
         """Now, when nothing is on its way, it finds exactly what is stored."""
-        async with httpx.AsyncClient(base_url=self.client.system.url, timeout=60) as http:
+        async with AsyncWeb(base_url=self.client.system.url, timeout=60) as http:
             await self.ask(http)
         assert self.count == sum((await self.client.stored()).values()) >= len(self.client.acknowledged)

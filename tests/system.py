@@ -25,6 +25,8 @@ import asyncpg
 import httpx
 import psutil
 
+from tests.plain_http import AsyncWeb, web
+
 COMMAND = str(Path(sys.executable).with_name("analytics-actors"))
 BATCH_EVENTS = 20
 START_DEADLINE_S = 90.0
@@ -85,7 +87,7 @@ class RunningSystem:
             self.connection = json.loads((self.data / "connection.json").read_text())
             if self._up is not None and self.connection["pid"] != self._up.pid:
                 return False
-            answer = httpx.get(f"{self.url}/readyz", timeout=2)
+            answer = web.get(f"{self.url}/readyz", timeout=2)
         except (OSError, ValueError, KeyError, httpx.HTTPError):
             return False
         return answer.status_code == 200 and set(answer.json()["parts"].values()) == {"ok"}
@@ -100,7 +102,7 @@ class RunningSystem:
 
     def readiness(self) -> Any:
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5).json()
+            return web.get(f"{self.url}/readyz", timeout=5).json()
         except (httpx.HTTPError, ValueError) as error:
             return repr(error)
 
@@ -194,7 +196,7 @@ class RunningSystem:
 
     def status(self) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {self.connection['admin_key']}"}
-        answer: dict[str, Any] = httpx.get(f"{self.url}/v1/status", headers=headers, timeout=10).json()
+        answer: dict[str, Any] = web.get(f"{self.url}/v1/status", headers=headers, timeout=10).json()
         return answer
 
     def wait_windows(self, *, deadline_s: float = 60.0) -> None:
@@ -241,7 +243,7 @@ class Client:
 
     def create_project(self) -> None:
         self.project = f"faults-{uuid.uuid4().hex[:8]}"
-        made = httpx.post(
+        made = web.post(
             f"{self.system.url}/v1/projects",
             headers=self.admin(),
             json={"projectId": self.project, "keys": ["write"]},
@@ -258,7 +260,7 @@ class Client:
 
     async def run_until(self, over: asyncio.Event, *, workers: int = 4, pause_s: float = 0.005) -> None:
         """Post batches from several connections; each is retried until it is answered."""
-        async with httpx.AsyncClient(timeout=15, limits=httpx.Limits(max_connections=workers)) as http:
+        async with AsyncWeb(timeout=15, limits=httpx.Limits(max_connections=workers)) as http:
             await asyncio.gather(*(self._post_until(http, over, pause_s) for _ in range(workers)))
 
     async def _post_until(self, http: httpx.AsyncClient, over: asyncio.Event, pause_s: float) -> None:
@@ -334,7 +336,7 @@ class Client:
         return False
 
     def ledger(self) -> dict[str, Any]:
-        answer = httpx.get(
+        answer = web.get(
             f"{self.system.url}/v1/ledger", params={"projectId": self.project}, headers=self.admin(), timeout=10
         )
         assert answer.status_code == 200, answer.text
@@ -374,7 +376,7 @@ class Client:
         assert totals["stored"] == len(stored), (totals, len(stored))
         assert totals["lost"] == lost
         answer = await asyncio.to_thread(
-            lambda: httpx.get(f"{self.system.url}/v1/ledger/check", headers=self.admin(), timeout=30)
+            lambda: web.get(f"{self.system.url}/v1/ledger/check", headers=self.admin(), timeout=30)
         )
         assert answer.status_code == 200, answer.text
         assert answer.json()["differences"] == [], answer.text

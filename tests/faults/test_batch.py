@@ -11,10 +11,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
-import httpx
 import pytest
 
 from tests.lake_reading import wait_exported
+from tests.plain_http import AsyncWeb
 from tests.system import Client, RunningSystem
 
 TASK = "ray::count_pieces"
@@ -42,7 +42,7 @@ async def post(client: Client) -> None:
         for days in DAYS_AGO
         for n in range(10)
     ]
-    async with httpx.AsyncClient(base_url=client.system.url, timeout=30) as http:
+    async with AsyncWeb(base_url=client.system.url, timeout=30) as http:
         headers = {"Authorization": f"Bearer {client.write_key}"}
         assert (await http.post("/v1/events/batch", json=events, headers=headers)).status_code == 202
     await asyncio.to_thread(client.settle)

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
 from analytics_actors.keeper_actor import CRASH_FILE, NICE
 from tests.lake_reading import check_lake, files_in, live_keys, read_rows, wait_exported
+from tests.plain_http import AsyncWeb, web
 from tests.query_onlooker import QueryOnlooker
 from tests.system import Client, RunningSystem
 
@@ -127,7 +127,7 @@ def test_an_idle_keeper_costs_nothing_and_says_what_it_did(system: RunningSystem
     # It looks for work five times a second here, and once a minute by default.
     assert sum(process.cpu_times()[:2]) - before < IDLE_S / 5
     assert thread_nice(process.pid) == min(process.nice() + NICE, 19), "merging waits for everything else"
-    metrics = httpx.get(f"{system.url}/metrics", timeout=10).text
+    metrics = web.get(f"{system.url}/metrics", timeout=10).text
     assert "analytics_lake_hours_to_compact 0.0" in metrics
     keeper = system.status()["lakeKeeper"]
     assert (keeper["state"], keeper["view"]["trouble"]) == ("open", "")
@@ -139,7 +139,7 @@ async def post_old(client: Client, *, days: int) -> None:
     old = (datetime.now(UTC) - timedelta(days=days)).isoformat()
     events = [{"eventId": f"old-{n}", "eventType": "load", "timestamp": old} for n in range(20)]
     client.sent |= {str(event["eventId"]) for event in events}
-    async with httpx.AsyncClient(base_url=client.system.url, timeout=30) as http:
+    async with AsyncWeb(base_url=client.system.url, timeout=30) as http:
         headers = {"Authorization": f"Bearer {client.write_key}"}
         taken = await http.post("/v1/events/batch", json=events, headers=headers)
         assert (taken.status_code, taken.json()["rejected"]) == (202, 0), taken.text
@@ -150,7 +150,7 @@ async def post_old(client: Client, *, days: int) -> None:
 
 async def test_old_hours_become_cold_while_queries_count(system: RunningSystem, client: Client) -> None:
     await post_old(client, days=25)
-    async with httpx.AsyncClient(base_url=system.url, timeout=30) as http:
+    async with AsyncWeb(base_url=system.url, timeout=30) as http:
         onlooker, done = QueryOnlooker(client), asyncio.Event()
         counting = asyncio.create_task(onlooker.run_until(done))
         limits = ("--set", "retention.lake_hot_days=20", "--set", "lake.compact_quiet_s=0.01")
@@ -219,14 +219,14 @@ async def test_a_keeper_killed_in_the_midst_of_retention(
     assert (onlooker.count, onlooker.answers > 5) == (20, True)
     totals = client.ledger()["totals"]
     assert (totals["stored"], totals["expired"]) == (20, 20)
-    async with httpx.AsyncClient(base_url=system.url, timeout=30) as http:
+    async with AsyncWeb(base_url=system.url, timeout=30) as http:
         check = await http.get("/v1/ledger/check", params={"projectId": client.project}, headers=client.admin())
     assert check.json() == {"ok": True, "differences": []}
 
 
 async def test_a_keeper_killed_while_it_delivers(system: RunningSystem, client: Client, crash_file: Path) -> None:
     folder = system.data.parent / "clients" / client.project
-    async with httpx.AsyncClient(base_url=system.url, timeout=30) as http:
+    async with AsyncWeb(base_url=system.url, timeout=30) as http:
         wanted = {"projectId": client.project, "url": folder.as_uri()}
         made = await http.post("/v1/exports/destinations", json=wanted, headers=client.admin())
         assert made.status_code == 201, made.text

@@ -10,6 +10,7 @@ import redis.asyncio
 
 from tests.faults.conftest import Watched, check_whole
 from tests.metric_client import MetricClient
+from tests.plain_http import AsyncWeb
 from tests.system import Client, RunningSystem
 
 pytestmark = pytest.mark.timeout(300)
@@ -93,7 +94,7 @@ async def flush(system: RunningSystem) -> None:
 async def all_are_duplicates(client: Client) -> None:
     """A retry by the client of anything is a duplicate, never a second row."""
     ids = sorted(client.acknowledged)
-    async with httpx.AsyncClient(timeout=15) as http:
+    async with AsyncWeb(timeout=15) as http:
         for start in range(0, len(ids), 500):
             part = ids[start : start + 500]
             assert await duplicates_among(http, client, part) == len(part)

@@ -6,10 +6,10 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.metric_client import MetricClient
+from tests.plain_http import web
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -37,7 +37,7 @@ def response(ms: float, at: datetime) -> dict[str, Any]:
 
 def points_of(client: MetricClient, metric: str, minute: datetime) -> list[dict[str, Any]]:
     start = int(minute.timestamp())
-    answer = httpx.get(
+    answer = web.get(
         f"{client.system.url}/v1/metrics/{metric}",
         params={
             "projectId": client.project,
@@ -118,7 +118,7 @@ def test_a_hundred_events_become_one_record(client: MetricClient) -> None:
 def test_the_guides_figures_are_in_the_status(client: MetricClient) -> None:
     client.send([client.event(uuid.uuid4().hex, n) for n in range(100)])
     client.settle()
-    answer = httpx.get(f"{client.system.url}/v1/status", headers=client.admin(), timeout=10).json()["batching"]
+    answer = web.get(f"{client.system.url}/v1/status", headers=client.admin(), timeout=10).json()["batching"]
     assert answer["eventsQueued"] >= 100 and answer["databaseWrites"] == answer["batchesProcessed"] >= 1
     assert 0 < answer["writeReductionPercent"] <= 100
     assert "fewer writes %" in client.system.cli("status").stdout

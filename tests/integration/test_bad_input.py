@@ -8,11 +8,11 @@ import uuid
 from decimal import Decimal
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.plain_http import AsyncWeb
 from tests.system import Client, RunningSystem
 
 HOSTILE_EVENTS: dict[str, tuple[str, str | None]] = {
@@ -49,7 +49,7 @@ HOSTILE_EVENTS: dict[str, tuple[str, str | None]] = {
 
 async def post_lines(system: RunningSystem, client: Client, lines: list[str]) -> Any:
     headers = {"Authorization": f"Bearer {client.write_key}", "Content-Type": "application/x-ndjson"}
-    async with httpx.AsyncClient(timeout=20) as http:
+    async with AsyncWeb(timeout=20) as http:
         answer = await http.post(
             f"{system.url}/v1/events/batch",
             content="\n".join(lines).encode(),
@@ -105,7 +105,7 @@ HOSTILE_REQUESTS: dict[str, tuple[bytes, dict[str, str], int, str]] = {
 @pytest.mark.parametrize("case", HOSTILE_REQUESTS)
 async def test_a_hostile_request(case: str, system: RunningSystem, client: Client) -> None:
     body, headers, status, code = HOSTILE_REQUESTS[case]
-    async with httpx.AsyncClient(timeout=30) as http:
+    async with AsyncWeb(timeout=30) as http:
         answer = await http.post(
             f"{system.url}/v1/events/batch",
             content=body,
@@ -158,7 +158,7 @@ def exactly(text: str) -> Any:
 
 async def test_invalid_utf_8_spoils_its_own_event_only(system: RunningSystem, client: Client) -> None:
     body = b'[{"eventId":"good","eventType":"t"},{"eventType":"\xff\xfe"}]'
-    async with httpx.AsyncClient(timeout=10) as http:
+    async with AsyncWeb(timeout=10) as http:
         answer = await http.post(
             f"{system.url}/v1/events/batch",
             content=body,
@@ -172,7 +172,7 @@ async def test_invalid_utf_8_spoils_its_own_event_only(system: RunningSystem, cl
 async def test_without_a_key_and_with_wrong_ones(system: RunningSystem, client: Client) -> None:
     url = f"{system.url}/v1/events"
     event = {"eventType": "t"}
-    async with httpx.AsyncClient(timeout=10) as http:
+    async with AsyncWeb(timeout=10) as http:
         assert (await http.post(url, json=event)).json()["code"] == "missing_key"
         malformed = await http.post(url, json=event, headers={"Authorization": "Bearer aa_write_nonsense"})
         assert (malformed.status_code, malformed.json()["code"]) == (401, "malformed_key")

@@ -17,10 +17,10 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.metric_client import SPENT, MetricClient, Onlooker, cells_of, read_answer
+from tests.plain_http import web
 from tests.system import RunningSystem
 
 pytestmark = pytest.mark.timeout(200)
@@ -258,7 +258,7 @@ def test_a_backfill_at_once_counts_the_new_metric(system: RunningSystem) -> None
 def test_a_stream_tells_what_is_new(client: MetricClient) -> None:
     wanted = {"projectId": client.project, "metrics": "events,load", "granularity": "day"}
     values: dict[str, int] = {}
-    with httpx.stream(
+    with web.stream(
         "GET", f"{client.system.url}/v1/metrics/stream", params=wanted, headers=client.admin(), timeout=20
     ) as stream:
         assert stream.status_code == 200
@@ -278,7 +278,7 @@ def test_a_spike_is_listed_and_delivered(spike: Spike, receiver: Receiver) -> No
     parameters = {"projectId": client.project, "metric": "orders"}
 
     def listed() -> list[dict[str, Any]]:
-        answer = httpx.get(f"{client.system.url}/v1/patterns", params=parameters, headers=client.admin(), timeout=10)
+        answer = web.get(f"{client.system.url}/v1/patterns", params=parameters, headers=client.admin(), timeout=10)
         assert answer.status_code == 200, answer.text
         found: list[dict[str, Any]] = answer.json()["patterns"]
         return found
@@ -298,7 +298,7 @@ def test_a_spike_is_listed_and_delivered(spike: Spike, receiver: Receiver) -> No
     assert posted["data"].items() <= pattern.items()
     assert headers["webhook-id"] == pattern["id"]
     secret = read_answer(
-        httpx.get(
+        web.get(
             f"{client.system.url}/v1/patterns/webhook-secret",
             params={"projectId": client.project},
             headers=client.admin(),

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from tests.lake_reading import wait_exported
+from tests.plain_http import AsyncWeb
 from tests.query_onlooker import QueryOnlooker
 from tests.system import Client
 
@@ -18,7 +19,7 @@ FILES = 3
 
 
 async def ask(client: Client, sql: str, **fields: Any) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=client.system.url, timeout=60) as http:
+    async with AsyncWeb(base_url=client.system.url, timeout=60) as http:
         url = f"/v1/query?projectId={client.project}"
         return await http.post(url, json={"sql": sql, **fields}, headers=client.admin())
 
@@ -41,7 +42,7 @@ async def test_each_event_once_while_they_arrive_and_are_exported(client: Client
 
 
 async def test_formats_errors_and_the_command_line(client: Client) -> None:
-    async with httpx.AsyncClient() as http:
+    async with AsyncWeb() as http:
         assert await client.post(http, ["a", "b"])
     await asyncio.to_thread(client.settle)
     lines = await ask(client, "SELECT event_id FROM events ORDER BY 1", format="ndjson")
@@ -56,7 +57,7 @@ async def test_formats_errors_and_the_command_line(client: Client) -> None:
 async def test_a_file_that_is_damaged_within_is_named(client: Client) -> None:
     """By queries, and by who verifies the lake."""
     system, count = client.system, "SELECT count(*) FROM events"
-    async with httpx.AsyncClient() as http:
+    async with AsyncWeb() as http:
         assert await client.post(http, ["a", "b"])
     await asyncio.to_thread(client.settle)
     await wait_exported(system)

@@ -5,10 +5,10 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.lake_reading import wait_exported
+from tests.plain_http import AsyncWeb
 from tests.system import Client
 
 pytestmark = pytest.mark.timeout(240)
@@ -19,7 +19,7 @@ OTHERS_STAY = ("--set", "retention.rollup_days=0")
 
 
 async def ask(client: Client, path: str, **parameters: Any) -> Any:
-    async with httpx.AsyncClient(base_url=client.system.url, timeout=60) as http:
+    async with AsyncWeb(base_url=client.system.url, timeout=60) as http:
         found = await http.get(path, params=parameters | {"projectId": client.project}, headers=client.admin())
         assert found.status_code == 200, found.text
         return found.json()
@@ -31,7 +31,7 @@ async def run(client: Client, *words: str) -> Any:
 
 
 async def test_old_events_are_dropped_counted_and_found_in_the_lake(client: Client) -> None:
-    async with httpx.AsyncClient() as http:
+    async with AsyncWeb() as http:
         assert await client.post(http, ["a", "b", "c"])
     await asyncio.to_thread(client.settle)
     await wait_exported(client.system)

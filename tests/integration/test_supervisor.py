@@ -20,6 +20,7 @@ import pytest
 
 from config.settings import GatewaySettings, Settings
 from gateway.supervisor import MAX_BACKOFF_S, MIN_BACKOFF_S, backoff
+from tests.plain_http import web
 
 PATIENCE_S = 20.0
 
@@ -46,7 +47,7 @@ class Gateway:
 
     def answering(self) -> int:
         """The pid of a worker that answers."""
-        return int(httpx.get(f"{self.url}/pid", timeout=PATIENCE_S).text)
+        return int(web.get(f"{self.url}/pid", timeout=PATIENCE_S).text)
 
     def slow_request(self, pool: ThreadPoolExecutor) -> Future[httpx.Response]:
         """A request for `/slow` that has arrived and waits for its answer."""

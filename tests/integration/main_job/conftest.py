@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.data_sets import DataSet, data_sets, read_rows
 from tests.metric_client import MetricClient, seconds
+from tests.plain_http import web
 from tests.system import RunningSystem
 
 SETS = data_sets()
@@ -65,7 +65,7 @@ def projects_of(
 
 
 def create(project: Project) -> None:
-    made = httpx.post(
+    made = web.post(
         f"{project.system.url}/v1/projects", headers=project.admin(), json={"projectId": project.project}, timeout=10
     )
     assert made.status_code == 201, made.text

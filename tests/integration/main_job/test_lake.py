@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import polars
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +15,7 @@ from tests.data_sets import DataSet, read_rows
 from tests.integration.main_job.conftest import SETS
 from tests.lake_reading import LakeRow, exporters, files_in, live_keys, same_members, wait_exported
 from tests.lake_reading import read_rows as read_lake
+from tests.plain_http import AsyncWeb
 from tests.system import Client, RunningSystem
 
 pytestmark = pytest.mark.timeout(400)
@@ -69,7 +69,7 @@ async def test_files_lie_under_their_hour_and_every_reader_takes_them(
     properties = {"text": 'ä\n"\\', "amount": 12.5, "none": None, "nested": {"a": [1, {"b": "c"}]}, "yes": True}
     at = datetime.now(UTC)
     event = {"eventId": "one", "eventType": "buy", "userId": "u", "properties": properties, "timestamp": at.isoformat()}
-    async with httpx.AsyncClient() as http:
+    async with AsyncWeb() as http:
         headers = {"Authorization": f"Bearer {client.write_key}"}
         context = {"ip": "203.0.113.9", "userAgent": "curl/8", "page": {"url": "https://example.com/"}}
         answer = await http.post(f"{system.url}/v1/events", json=event | {"context": context}, headers=headers)
@@ -118,7 +118,7 @@ async def test_the_log_is_trimmed_behind_the_lake_and_status_and_metrics_tell(cl
     assert exporter["state"] == "open"
     assert exporter["view"]["counters"]["events_exported"] >= len(client.acknowledged)
     assert exporter["view"]["trouble"] == ""
-    async with httpx.AsyncClient() as http:
+    async with AsyncWeb() as http:
         metrics = (await http.get(f"{system.url}/metrics")).text
     assert 'analytics_lake_lag_records{shard="0"} 0.0' in metrics
     assert 'analytics_lake_events_total{shard="0"}' in metrics

@@ -15,6 +15,7 @@ import pytest
 from tests.data_sets import DataSet
 from tests.integration.main_job.conftest import SETS
 from tests.lake_reading import check_lake, live_keys, wait_exported
+from tests.plain_http import web
 from tests.query_onlooker import QueryOnlooker
 from tests.system import Client, RunningSystem
 
@@ -41,7 +42,7 @@ def destination(lake: RunningSystem) -> dict[str, Any]:
 
 
 def get(system: RunningSystem, path: str, **parameters: Any) -> dict[str, Any]:
-    answer = httpx.get(f"{system.url}{path}", params=parameters, headers=Client(system).admin(), timeout=30)
+    answer = web.get(f"{system.url}{path}", params=parameters, headers=Client(system).admin(), timeout=30)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
@@ -56,7 +57,7 @@ def command(system: RunningSystem, *words: str, fails: bool = False) -> dict[str
 
 
 def query(system: RunningSystem, project: str, *, strict: bool = False) -> httpx.Response:
-    return httpx.post(
+    return web.post(
         f"{system.url}/v1/query",
         params={"projectId": project},
         json={"sql": COUNT, "strict": strict},

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-import httpx
 import pytest
 
 from storage.aggregate import Aggregate, decode_aggregate
@@ -17,6 +16,7 @@ from storage.unique_sketch import EXACT_LIMIT, RELATIVE_ERROR
 from tests.data_sets import DataSet
 from tests.integration.main_job.conftest import DEFINED_BEFORE, SETS, Project, define, projects_of
 from tests.metric_client import cells_of, seconds
+from tests.plain_http import AsyncWeb, web
 from tests.system import Client, RunningSystem
 
 pytestmark = pytest.mark.timeout(400)
@@ -60,7 +60,7 @@ async def test_every_event_is_stored_once(loaded: RunningSystem) -> None:
     assert stored_projects == projects
     assert stored_types == types
     check = await asyncio.to_thread(
-        lambda: httpx.get(f"{loaded.url}/v1/ledger/check", headers=Client(loaded).admin(), timeout=60)
+        lambda: web.get(f"{loaded.url}/v1/ledger/check", headers=Client(loaded).admin(), timeout=60)
     )
     assert check.json() == {"ok": True, "differences": []}
 
@@ -212,7 +212,7 @@ def test_revenue_of_the_shop(counted: RunningSystem) -> None:
 async def test_old_events_are_taken_by_explicit_choice_only(system: RunningSystem, client: Client) -> None:
     old = {"eventId": "old", "eventType": "t", "timestamp": "2015-01-01T00:00:00Z"}
     url, write = f"{system.url}/v1/events", {"Authorization": f"Bearer {client.write_key}"}
-    async with httpx.AsyncClient(timeout=10) as http:
+    async with AsyncWeb(timeout=10) as http:
         refused = await http.post(url, json=old, headers=write)
         assert (refused.status_code, refused.json()["code"]) == (422, "timestamp_out_of_range")
         not_allowed = await http.post(url, json=old, headers=write, params={"import": "true"})
