@@ -56,8 +56,8 @@ class BrokenStream(Exception):
 
 
 def write_frame(writer: asyncio.StreamWriter, frame: Frame) -> None:
-    writer.write(_HEADER.pack(len(frame.payload), frame.call, frame.kind))
-    writer.write(frame.payload)
+    # Together: each write alone is a system call, and wakes the reader.
+    writer.writelines((_HEADER.pack(len(frame.payload), frame.call, frame.kind), frame.payload))
 
 
 async def read_frame(reader: asyncio.StreamReader) -> Frame:
