@@ -203,7 +203,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, exporter_crash_file: Path) 
     # Not above: unit tests are not to import Ray.
     from analytics_actors.exporter_actor import CRASH_FILE
 
-    environment = {"ANALYTICS_ACTORS_DASHBOARD": "true", CRASH_FILE: str(exporter_crash_file)}
+    environment = {CRASH_FILE: str(exporter_crash_file)}
     folder = tmp_path_factory.mktemp("system") / "data"
     destinations = ("--set", f"destinations.folder={folder.parent / 'clients'}", "--set", "destinations.interval_s=2")
     running = RunningSystem(folder, arguments=("--port", "0", *destinations), environment=environment)

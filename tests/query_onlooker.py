@@ -27,6 +27,8 @@ class QueryOnlooker:
         async with AsyncWeb(base_url=self.client.system.url, timeout=60) as http:
             while not over.is_set():
                 await self.ask(http)
+                # Each query is a process of its own: without a pause it would be a core's work.
+                await asyncio.sleep(0.2)
 
     async def ask(self, http: httpx.AsyncClient) -> None:
         url = f"/v1/query?projectId={self.client.project}"

@@ -18,6 +18,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ BATCH_EVENTS = 20
 START_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 60.0
 
+_NOT_NOW = f"{datetime.now(UTC) + timedelta(hours=12):%H:%M}"
+
 FAST = {
     "ANALYTICS_STORE_BATCH_INTERVAL_MS": "100",
     "ANALYTICS_GATEWAY_APPEND_DEADLINE_S": "1.0",
@@ -45,10 +48,16 @@ FAST = {
     "ANALYTICS_LAKE_PART_INTERVAL_S": "1",
     "ANALYTICS_LAKE_COMPACT_QUIET_S": "100000",
     "ANALYTICS_LAKE_COMPACT_MAX_PARTS": "100000",
+    "ANALYTICS_BATCH_RUN_AT": _NOT_NOW,
+    "ANALYTICS_RETENTION_RUN_AT": _NOT_NOW,
 }
 """Settings that make faults show, and heal, within seconds; windows close, late days are counted and files are written
-soon, and stay as they were written. The dashboard takes two seconds of every start of Ray: the session's system has it,
-as users do."""
+soon, and stay as they were written; what is done once a day is done by command only, whatever the time. The dashboard
+costs seconds of CPU with every start of Ray: one module's system has it, as users do, and the tests of the node."""
+
+PAUSE_S = 0.03
+"""Between a worker's requests: some hundred a second in all, so that what was killed does not start beside a machine
+that has no time."""
 
 
 class RunningSystem:
@@ -153,14 +162,14 @@ class RunningSystem:
         os.kill(before[0], signal.SIGKILL)
         while before[0] in (after := self.pids_of(*words)) or len(after) < len(before):
             assert time.monotonic() < until, f"nothing comes in the place of {words}: {self.readiness()}"
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def wait_for(self, *words: str, but: int = 0, deadline_s: float = 60.0) -> int:
         """`pid_of` a process that is on its way, or comes in the place of that one."""
         until = time.monotonic() + deadline_s
         while not (found := [each for each in self.pids_of(*words) if each != but]):
             assert time.monotonic() < until, f"there is no {words}: {self.readiness()}"
-            time.sleep(0.05)
+            time.sleep(0.1)
         return found[0]
 
     def signal_up(self, number: signal.Signals) -> None:
@@ -252,13 +261,13 @@ class Client:
         assert made.status_code == 201, made.text
         self.write_key = made.json()["keys"][0]["key"]
 
-    async def run(self, *, seconds: float, workers: int = 4, pause_s: float = 0.005) -> None:
+    async def run(self, *, seconds: float, workers: int = 4, pause_s: float = PAUSE_S) -> None:
         """Post for so long."""
         over = asyncio.Event()
         asyncio.get_running_loop().call_later(seconds, over.set)
         await self.run_until(over, workers=workers, pause_s=pause_s)
 
-    async def run_until(self, over: asyncio.Event, *, workers: int = 4, pause_s: float = 0.005) -> None:
+    async def run_until(self, over: asyncio.Event, *, workers: int = 4, pause_s: float = PAUSE_S) -> None:
         """Post batches from several connections; each is retried until it is answered."""
         async with AsyncWeb(timeout=15, limits=httpx.Limits(max_connections=workers)) as http:
             await asyncio.gather(*(self._post_until(http, over, pause_s) for _ in range(workers)))
@@ -269,7 +278,7 @@ class Client:
             await asyncio.sleep(pause_s)
 
     @contextlib.asynccontextmanager
-    async def posting(self, *, workers: int = 4, pause_s: float = 0.005) -> AsyncIterator[None]:
+    async def posting(self, *, workers: int = 4, pause_s: float = PAUSE_S) -> AsyncIterator[None]:
         """Events are posted while the block lasts."""
         over = asyncio.Event()
         load = asyncio.create_task(self.run_until(over, workers=workers, pause_s=pause_s))
@@ -280,7 +289,7 @@ class Client:
             await load
 
     @contextlib.asynccontextmanager
-    async def loading(self, *, workers: int = 4, pause_s: float = 0.005) -> AsyncIterator[None]:
+    async def loading(self, *, workers: int = 4, pause_s: float = PAUSE_S) -> AsyncIterator[None]:
         """`posting`, which begins before the block and ends when the system is well after it and has taken some more
         into the log. A fault in the block must have shown when the block ends."""
         async with self.posting(workers=workers, pause_s=pause_s):

@@ -49,6 +49,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, crash_file: Path) -> Iterat
         arguments=("--port", "0"),
         environment={
             CRASH_FILE: str(crash_file),
+            "ANALYTICS_ACTORS_DASHBOARD": "true",
             "ANALYTICS_GATEWAY_WORKERS": "1",
             "ANALYTICS_LAKE_PART_INTERVAL_S": "0.5",
             "ANALYTICS_LAKE_COMPACT_QUIET_S": "2",

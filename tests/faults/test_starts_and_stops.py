@@ -62,7 +62,7 @@ async def test_the_log_is_trimmed_beyond_a_stopped_lake(system: RunningSystem, c
     exporter = system.pid_of(EXPORTER)
     os.kill(exporter, signal.SIGSTOP)
     try:
-        async with client.posting():
+        async with client.posting(pause_s=0):
             async with asyncio.timeout(60):
                 while len(client.acknowledged) < 12_000:
                     await asyncio.sleep(0.05)

@@ -168,6 +168,9 @@ def test_old_and_new_events_in_one_range(client: MetricClient) -> None:
 
     def read() -> dict[Any, int]:
         answer = client.metric("events", **span, granularity="hour", fill="none")
+        if answer["degraded"]:
+            # Windows that do not answer in time are not asked: it says so, and is asked again.
+            return {}
         found = cells_of(answer)
         # Meanwhile too: nothing from both sides of the seam.
         assert all(found[key] <= wanted[key] for key in found)

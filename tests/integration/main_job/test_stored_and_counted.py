@@ -3,10 +3,12 @@ years old (`loaded`).
 """
 
 import asyncio
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,15 @@ import pytest
 from storage.aggregate import Aggregate, decode_aggregate
 from storage.unique_sketch import EXACT_LIMIT, RELATIVE_ERROR
 from tests.data_sets import DataSet
-from tests.integration.main_job.conftest import DEFINED_BEFORE, SETS, Project, define, projects_of
+from tests.integration.main_job.conftest import (
+    DEFINED_BEFORE,
+    SETS,
+    Project,
+    define,
+    load,
+    projects_of,
+    write_shuffled,
+)
 from tests.metric_client import cells_of, seconds
 from tests.plain_http import AsyncWeb, web
 from tests.system import Client, RunningSystem
@@ -63,6 +73,14 @@ async def test_every_event_is_stored_once(loaded: RunningSystem) -> None:
         lambda: web.get(f"{loaded.url}/v1/ledger/check", headers=Client(loaded).admin(), timeout=60)
     )
     assert check.json() == {"ok": True, "differences": []}
+
+
+@pytest.mark.long
+async def test_all_rows_shuffled_once_more_change_nothing(loaded: RunningSystem, tmp_path: Path) -> None:
+    done = await asyncio.to_thread(load, loaded, [write_shuffled(tmp_path, every=1)])
+    assert json.loads(done)["accepted"] == json.loads(done)["rejected"] == 0
+    await asyncio.to_thread(loaded.cli, "drain")
+    await test_every_event_is_stored_once(loaded)
 
 
 @pytest.mark.parametrize("data", SETS, ids=lambda data: data.name)
