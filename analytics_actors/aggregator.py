@@ -24,6 +24,7 @@ from analytics_actors.messages import AggregatorView, WindowPartitionView
 from analytics_actors.windows.builder import Builder
 from analytics_actors.windows.consumer import Consumer
 from analytics_actors.windows.definition_book import DefinitionBook
+from analytics_actors.windows.forgetting import Forgetting
 from analytics_actors.windows.opening import Opening
 from analytics_actors.windows.partition import WindowPartition, WindowState
 from analytics_actors.windows.rebuild import Rebuilder
@@ -36,6 +37,7 @@ from storage.errors import Fenced
 from storage.event_columns import EventColumns, StoredEvents
 from storage.log_tail import Tail
 from storage.rollups import RollupStore
+from storage.set_aside import SetAside
 from storage.window_store import WindowStore
 
 
@@ -55,6 +57,7 @@ class Aggregator:
         stored: StoredCheckpoints,
         log_states: LogStates,
         book: DefinitionBook,
+        set_aside: SetAside,
         settings: Settings,
         watch: PatternWatch | None = None,
         clock_s: Callable[[], float] = time.time,
@@ -72,12 +75,13 @@ class Aggregator:
         self._roll_up = RollUp(self._state, store, rollups, book, self._watch)
         self._builder = Builder(self._state, store, events, stored, book, self._roll_up)
         self._recompute = Recompute(self._state, past, rollups, stored, book)
+        self._forgetting = Forgetting(self._state, store, rollups, set_aside)
 
     def start(self, *beside: Coroutine[Any, Any, None]) -> None:
         """Begin to take the partitions over and to follow them; needs a running event loop. What runs `beside` ends
         with it, and is as much a failure when it fails."""
         parts = (self._builder, self._opening, self._consumer, self._rebuilder, self._roll_up, self._recompute)
-        for run in (*(part.run() for part in parts), *beside):
+        for run in (*(part.run() for part in parts), self._forgetting.run(), *beside):
             self._background.spawn(run)
 
     async def close(self) -> None:

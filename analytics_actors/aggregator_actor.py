@@ -29,6 +29,7 @@ from storage.postgres_rollups import PostgresRollups
 from storage.postgres_store import PostgresStore
 from storage.redis_log import RedisLog
 from storage.redis_windows import RedisWindows
+from storage.set_aside import PostgresSetAside
 
 CONNECTIONS = 6
 """To PostgreSQL, beside one for checkpoints: roll-ups, a rebuild, a build, a recomputation, patterns and webhooks."""
@@ -109,6 +110,7 @@ class AggregatorActor:
             stored=PostgresStore(settings.store, owner=owner).checkpoints,
             log_states=RedisLog(settings.log.redis_url, settings.log, owner=owner).state,
             book=book,
+            set_aside=PostgresSetAside(postgres),
             watch=watch,
             settings=settings,
         )

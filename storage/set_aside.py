@@ -4,6 +4,8 @@ The law, which `PostgresSetAside` and `MemorySetAside` both keep:
 - To set a record aside is to keep its bytes here, and nothing else: log, ledger and checkpoints are left alone. The
   owner of the partition, whose way into the event store the record stops, finds it here (`EventStore.is_set_aside`),
   and steps over it in the one transaction that counts its events as lost and moves the checkpoint (CK-1, LG-1).
+- Windows may have counted the record while it could be read. When it is stepped over, whoever keeps them counts its
+  projects again from what is stored, and notes that (`recounted`).
 - So a crash anywhere leaves the record either waiting or stepped over, and doing it again changes nothing.
 - A record that the event store has passed is not set aside: its events are stored, or were counted.
 """
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Protocol
 
+import asyncpg
 import msgspec
 
 from storage.event_store import LostEvents
@@ -20,6 +23,8 @@ from storage.statements import statement
 
 _SET_ASIDE = statement("set_record_aside")
 _ALL = statement("set_aside_records")
+_TO_RECOUNT = statement("records_to_recount")
+_RECOUNTED = "UPDATE set_aside_records SET recounted_at = now() WHERE partition_id = $1 AND log_offset = $2"
 _LOCK = "SELECT next_offset FROM checkpoints WHERE sink = 'event_store' AND partition_id = $1 FOR SHARE"
 IS_SET_ASIDE = "SELECT EXISTS (SELECT FROM set_aside_records WHERE partition_id = $1 AND log_offset = $2)"
 
@@ -55,6 +60,12 @@ class SetAside(Protocol):
     async def all(self) -> list[SetAsideRecord]:
         """What was set aside, oldest first."""
 
+    async def to_recount(self, partitions: Sequence[int]) -> list[SetAsideRecord]:
+        """What was stepped over in these partitions, and may be in windows."""
+
+    async def recounted(self, partition: int, offset: int) -> None:
+        """No window holds anything of the record."""
+
 
 class PostgresSetAside:
     def __init__(self, postgres: Postgres) -> None:
@@ -75,7 +86,16 @@ class PostgresSetAside:
     async def all(self) -> list[SetAsideRecord]:
         async with self._postgres.session() as connection:
             rows = await connection.fetch(_ALL)
-        return [SetAsideRecord(row[0], row[1], row[2], _counts(row[3]), row[4], row[5], row[6]) for row in rows]
+        return [_record(row) for row in rows]
+
+    async def to_recount(self, partitions: Sequence[int]) -> list[SetAsideRecord]:
+        async with self._postgres.session() as connection:
+            rows = await connection.fetch(_TO_RECOUNT, partitions)
+        return [_record(row) for row in rows]
+
+    async def recounted(self, partition: int, offset: int) -> None:
+        async with self._postgres.session() as connection:
+            await connection.execute(_RECOUNTED, partition, offset)
 
 
 class MemorySetAside:
@@ -85,6 +105,7 @@ class MemorySetAside:
         self.records: dict[tuple[int, int], SetAsideRecord] = {}
         self.raw: dict[tuple[int, int], bytes] = {}
         self.checkpoints: dict[int, int] = {}
+        self.are_recounted: set[tuple[int, int]] = set()
 
     async def add(self, record: UnreadableRecord) -> Added:
         key = record.partition, record.offset
@@ -100,10 +121,24 @@ class MemorySetAside:
     async def all(self) -> list[SetAsideRecord]:
         return sorted(self.records.values(), key=lambda record: (record.set_aside_at, record.partition, record.offset))
 
+    async def to_recount(self, partitions: Sequence[int]) -> list[SetAsideRecord]:
+        return [
+            record
+            for key, record in self.records.items()
+            if key[0] in partitions and record.stepped_over_at is not None and key not in self.are_recounted
+        ]
+
+    async def recounted(self, partition: int, offset: int) -> None:
+        self.are_recounted.add((partition, offset))
+
     def step_over(self, partition: int, first_offset: int, next_offset: int) -> None:
         for key, record in self.records.items():
             if key[0] == partition and first_offset <= key[1] < next_offset and record.stepped_over_at is None:
                 self.records[key] = record._replace(stepped_over_at=datetime.now(UTC))
+
+
+def _record(row: asyncpg.Record) -> SetAsideRecord:
+    return SetAsideRecord(row[0], row[1], row[2], _counts(row[3]), row[4], row[5], row[6])
 
 
 def _counts(text: str | None) -> Sequence[LostEvents] | None:

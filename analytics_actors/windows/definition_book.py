@@ -55,6 +55,12 @@ def unbuilt(version: str) -> str:
     return ";".join([defaults, *(f"{each.partition('=')[0]}=0" for each in own)])
 
 
+def outdated(version: str) -> str:
+    """The same metrics, of which all are to be built again."""
+    default, *own = unbuilt(version).split(";")
+    return ";".join(["?!" if is_doubted(default) else "?", *own])
+
+
 def is_built(built: str | None, metric: str, version: int) -> bool:
     """Whether what `built` says has this version of a metric; None is a project that there is nothing of, so that
     nothing is missing either."""

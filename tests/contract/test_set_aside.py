@@ -74,6 +74,20 @@ async def test_the_write_over_it_tells_when(subject: Subject) -> None:
     assert await subject.kept.add(RECORD) == "known"
 
 
+async def test_windows_are_told_until_they_have_recounted(subject: Subject) -> None:
+    store, kept = subject
+    for partition in (0, 1):
+        await store.claim(partition, epoch=1)
+        await kept.add(RECORD._replace(partition=partition, offset=0))
+    assert await kept.to_recount([0, 1]) == []
+    await store.write([write(lost=LOST, partition=partition)._replace(next_offset=1) for partition in (0, 1)])
+    assert [(each.partition, each.offset, each.counts) for each in await kept.to_recount([0, 5])] == [(0, 0, LOST)]
+    await kept.recounted(0, 0)
+    await kept.recounted(0, 0)
+    assert [each.partition for each in await kept.to_recount([0, 1])] == [1]
+    assert len(await kept.all()) == 2
+
+
 async def test_what_the_event_store_has_passed_is_not_set_aside(subject: Subject) -> None:
     await subject.store.claim(0, epoch=1)
     await subject.store.write([write(record(batch(event("a"))), record(batch(event("b"))))])

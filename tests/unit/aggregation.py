@@ -185,6 +185,7 @@ class System:
             stored=self.store.checkpoints,
             log_states=self.log.state,
             book=DefinitionBook(Slow(self.registry, self.chance), self.settings.windows),
+            set_aside=self.store.set_aside,
             settings=self.settings,
             clock_s=self.clock_s,
             compute=compute_here,

@@ -240,6 +240,44 @@ def test_the_windows_go_on_behind_a_record_that_was_set_aside() -> None:
 
 
 @pytest.mark.parametrize("has_head", [True, False])
+@pytest.mark.parametrize("skipped_s", [0, 23 * 3600])
+def test_what_windows_had_counted_of_a_record_that_was_set_aside_is_taken_back(has_head: bool, skipped_s: int) -> None:
+    """It could be read when the aggregator came by. Later it could not, maybe when its hours had been rolled up."""
+
+    async def test(system: System) -> None:
+        assert system.batcher is not None
+        await system.send("q", events(system, 0, 100, prefix="before"))
+        await system.settle()
+        for _ in range(10_000):
+            system.store.fail_next(committed=False)
+        await system.send("q", events(system, 0, 100, 4000, prefix="lost"))
+        await system.send("q", [Event("lost alone", system.clock_s() - 9000, "purchase", "", '{"amount": "2.5"}')])
+        await asyncio.sleep(10)
+        assert system.current.observe().counters["events_counted"] == 6
+        await system.batcher.close()
+        partition = system.make_batch("q", []).partition
+        records = system.log._partitions[partition].records
+        for offset in (1, 2):
+            records[offset] = records[offset][:-20] + bytes(20) if has_head else bytes(3)
+        system.skipped_s += skipped_s
+        batcher = await system.start_batcher()
+        system.store._failures.clear()
+        repair = LogRepair(system.log, system.store.checkpoints, system.store.set_aside, partitions=PARTITIONS)
+        for offset in (1, 2):
+            await repair.set_aside(partition, offset)
+        await asyncio.sleep(30)
+        assert batcher.observe().trouble == system.current.observe().trouble == ""
+        # As the client's own copy has them.
+        await system.send("q", events(system, 0, 100, 4000, prefix="lost"))
+        await system.settle(200)
+        system.check()
+        assert len(system.store.rows) == 5
+        assert len(system.store.set_aside.are_recounted) == 2
+
+    in_system(test)
+
+
+@pytest.mark.parametrize("has_head", [True, False])
 def test_a_record_that_is_damaged_after_it_was_stored_is_counted_from_the_event_store(has_head: bool) -> None:
     async def test(system: System) -> None:
         assert system.batcher is not None
