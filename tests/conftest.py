@@ -20,6 +20,7 @@ from xdist.scheduler import LoadFileScheduling
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.embedded.valkey import EmbeddedValkey
 from storage.migrate import migrate
+from tests.clean_databases import CleanDatabases
 from tests.metric_client import MetricClient
 from tests.object_servers import ObjectServer, start_moto, start_swift
 from tests.system import Client, RunningSystem
@@ -115,30 +116,26 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedd
 @pytest.fixture
 def empty_postgres_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     """A database of its own for each test, with nothing in it, not even a schema."""
-    yield from _database(postgres_server, template="template1")
+    name = f"test_{uuid.uuid4().hex}"
+    asyncio.run(_execute(postgres_server.url, f"CREATE DATABASE {name} STRATEGY FILE_COPY"))
+    yield _url_of(postgres_server, name)
+    asyncio.run(_execute(postgres_server.url, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture
-def postgres_url(postgres_server: EmbeddedPostgres, migrated_template: str) -> Iterator[str]:
-    """A database of its own for each test, with this release's schema and no rows."""
-    yield from _database(postgres_server, template=migrated_template)
+def postgres_url(clean_databases: CleanDatabases) -> Iterator[str]:
+    """A database for each test alone, with this release's schema and no rows."""
+    name = clean_databases.take()
+    yield clean_databases.url_of(name)
+    clean_databases.put_back(name)
 
 
 @pytest.fixture(scope="session")
-def migrated_template(postgres_server: EmbeddedPostgres) -> str:
-    """The name of a database to copy: that takes a fraction of all migrations' time."""
+def clean_databases(postgres_server: EmbeddedPostgres) -> CleanDatabases:
     name = "migrated"
     asyncio.run(_execute(postgres_server.url, f"CREATE DATABASE {name}"))
     asyncio.run(migrate(_url_of(postgres_server, name)))
-    return name
-
-
-def _database(server: EmbeddedPostgres, *, template: str) -> Iterator[str]:
-    name = f"test_{uuid.uuid4().hex}"
-    # Copied as files, not through the log: that takes two thirds of the time where nothing is synced.
-    asyncio.run(_execute(server.url, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"))
-    yield _url_of(server, name)
-    asyncio.run(_execute(server.url, f"DROP DATABASE {name} WITH (FORCE)"))
+    return CleanDatabases(postgres_server.url, name)
 
 
 def _url_of(server: EmbeddedPostgres, database: str) -> str:
