@@ -14,7 +14,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from analytics_actors.controller_actor import CONTROLLER_OPTIONS, ControllerActor
 from analytics_actors.messages import CONTROLLER_NAME
 from analytics_actors.ray_driver import join
 from config.settings import Settings
@@ -22,6 +21,9 @@ from config.settings import Settings
 
 def start(settings: Settings, *, deadline_s: float) -> None:
     """Return when every shard is open. Raises `TimeoutError` with the shards' states."""
+    # Not above: with it come all the actors, a second of CPU that a drain does not need.
+    from analytics_actors.controller_actor import CONTROLLER_OPTIONS, ControllerActor
+
     controller: Any = ray.remote(ControllerActor).options(**CONTROLLER_OPTIONS).remote(settings.to_json())
     until = time.monotonic() + deadline_s
     while not ray.get(controller.ready.remote(), timeout=deadline_s):
