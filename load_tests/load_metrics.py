@@ -18,3 +18,6 @@ LOAD_METRICS = (
     MetricDefinition("buyers", "unique", event_types=["purchase"], property="userId"),
     MetricDefinition("slow_views", event_types=["page_view"], filters=[Filter("loadMs", "gte", 500)]),
 )
+
+BESIDE_BUILT_IN = (*LOAD_METRICS[:4], LOAD_METRICS[-1])
+"""Five that make ten together with the built-in ones, the four with two dimensions among them."""

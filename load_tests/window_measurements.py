@@ -6,13 +6,14 @@ from contextlib import ExitStack
 from load_tests.comparison import Comparison
 from load_tests.figures import Results, cpu_us_per_event, median, stored_events_per_s
 from load_tests.freshness import Prober, Probes, client_of
-from load_tests.load_metrics import LOAD_METRICS
+from load_tests.load_metrics import BESIDE_BUILT_IN, LOAD_METRICS
 from load_tests.metric_queries import Answers, Questions
 from load_tests.metrics_api import MetricsApi
 from load_tests.rounds import BATCH_100, SystemServer
 from load_tests.running_system import RunningSystem, SystemFailed
 from load_tests.schedule import percentile
 from load_tests.windows import windows_in_redis
+from storage.metric_definitions import MetricDefinition
 
 QUERIES_PER_S = 6
 """Questions of each kind, for each second that a round is to take: some 90 in a full one."""
@@ -28,7 +29,7 @@ class WindowMeasurements:
         self._settings = settings
 
     def windows(self) -> None:
-        """100 events a request with windows of ten metrics beside the built-in ones, against none at all.
+        """100 events a request with windows of ten metrics, the built-in ones among them, against none at all.
 
         Two fresh systems side by side, so that both write into tables of the same size; the one whose turn it is not
         is idle. With windows a round ends when the last event is both stored and counted.
@@ -41,7 +42,7 @@ class WindowMeasurements:
                 )
                 for enabled in ("true", "false")
             )
-            define_load_metrics(on)
+            define_load_metrics(on, BESIDE_BUILT_IN)
 
             async def checkpoint() -> None:
                 await on.checkpoint()
@@ -121,10 +122,10 @@ class WindowMeasurements:
         results.figures["metric_query_total_repeated_is_cached"] = float(all(answers.total_cached for answers in found))
 
 
-def define_load_metrics(system: RunningSystem) -> None:
-    """The ten metrics, in every project of the load; returns when they are counted."""
+def define_load_metrics(system: RunningSystem, metrics: Sequence[MetricDefinition] = LOAD_METRICS) -> None:
+    """The metrics, in every project of the load; returns when they are counted."""
     apis = [MetricsApi(system, project) for project in system.projects]
     for api in apis:
-        api.define(LOAD_METRICS)
+        api.define(metrics)
     for api in apis:
-        api.wait_followed(LOAD_METRICS)
+        api.wait_followed(metrics)

@@ -15,7 +15,7 @@ from load_tests.figures import Results, cpu_us_per_event
 from load_tests.floors import columns_of
 from load_tests.freshness import INTERVAL_S, Prober, Probes
 from load_tests.generator import Target
-from load_tests.load_metrics import LOAD_METRICS
+from load_tests.load_metrics import BESIDE_BUILT_IN, LOAD_METRICS
 from load_tests.metric_queries import get_request
 from load_tests.report import wanted
 from load_tests.rollup_rows import DAY_S, GROUPED, ROLLED_METRICS, fill
@@ -32,6 +32,12 @@ def test_ten_metrics_of_which_four_have_two_dimensions_and_none_is_built_in() ->
     assert len(names) == 10
     assert not names & {definition.name for definition in default_metrics(WindowSettings())}
     assert [len(definition.dimensions) for definition in LOAD_METRICS].count(2) == 4
+
+
+def test_ten_metrics_with_the_built_in_ones_of_which_four_have_two_dimensions() -> None:
+    together = (*default_metrics(WindowSettings()), *BESIDE_BUILT_IN)
+    assert len({definition.name for definition in together}) == 10
+    assert [len(definition.dimensions) for definition in together].count(2) == 4
 
 
 def test_every_metric_counts_the_events_of_the_load() -> None:
