@@ -95,7 +95,8 @@ SHARD_COUNTERS = {
     "events_overflowed": Metric(
         "analytics_aggregated_overflow", "counter", "Of those, in records of __other__: too many groups.", ("shard",)
     ),
-    "events_lost": Metric("analytics_lost_events", "counter", "Events lost with the log's memory.", ("shard",)),
+    "events_lost": Metric("analytics_lost_events", "counter", "Events lost with the log, or set aside.", ("shard",)),
+    "records_set_aside": Metric("analytics_set_aside_records", "counter", "Records of the log set aside.", ("shard",)),
     "log_losses": Metric("analytics_log_losses", "counter", "Times a partition's log state was lost.", ("shard",)),
 }
 """By the name in the `counters` of a batcher's snapshot; they start at 0 with the actor."""
