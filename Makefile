@@ -20,7 +20,7 @@ down: $(VENV)/.runtime
 	$(BIN)/analytics-actors down $(ARGS)
 
 # Unit and contract tests side by side; then those of whole systems, two at a time: they wait more than they work.
-# A quarter of an hour on two cores; what takes long and rarely finds anything is in test-long.
+# Some ten minutes on two cores; what takes long and rarely finds anything is in test-long.
 test: check
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
