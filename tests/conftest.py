@@ -41,6 +41,7 @@ LONGEST_FIRST = (
     "tests/integration/test_ray_node.py",
     "tests/integration/test_metrics.py",
     "tests/faults/test_windows.py",
+    "tests/faults/test_batch.py",
     "tests/contract/test_s3_objects.py",
     "tests/contract/test_sql_sandbox.py",
     "tests/contract/test_lake_repair.py",
