@@ -88,20 +88,23 @@ class OwnedPartition:
         self.checkpoint = checkpoint.next_offset
         self.advance(checkpoint.next_offset)
 
-    def advance(self, next_offset: int) -> None:
-        """The event store has everything below `next_offset` (CK-1: never moves back within an epoch)."""
+    def advance(self, next_offset: int, *, lost: bool = False) -> None:
+        """The event store has everything below `next_offset` (CK-1: never moves back within an epoch). With `lost` it
+        has stepped over what was not there yet, and nobody is told that it is stored."""
         self.checkpoint = max(self.checkpoint, next_offset)
         self.pending.drop_below(self.checkpoint)
         still_waiting = []
         for offset, waiter in self._stored_waiters:
             if offset >= self.checkpoint:
                 still_waiting.append((offset, waiter))
+            elif lost:
+                waiter.cancel()
             elif not waiter.done():
                 waiter.set_result(None)
         self._stored_waiters = still_waiting
 
     def stored(self, offset: int) -> "asyncio.Future[None]":
-        """Done when the record at `offset` is in the event store."""
+        """Done when the record at `offset` is in the event store; cancelled when it never will be."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if offset < self.checkpoint:
             waiter.set_result(None)

@@ -145,12 +145,14 @@ class StoreSink:
         while records and records[0][0] < below:
             records.popleft()
 
-    def _advance(self, job: Job, next_offset: int) -> None:
-        """The event store has everything below; the log keeps it until it is trimmed."""
+    def _advance(self, job: Job, write: PartitionWrite) -> None:
+        """The event store has everything below, or has counted it as lost; the log keeps it until it is trimmed."""
         kept = self._stored_records[job.owner.partition]
         if self._max_kept_bytes:
-            kept.extend((p.offset, p.log_bytes) for p in job.records if job.owner.checkpoint <= p.offset < next_offset)
-        job.owner.advance(next_offset)
+            kept.extend(
+                (p.offset, p.log_bytes) for p in job.records if job.owner.checkpoint <= p.offset < write.next_offset
+            )
+        job.owner.advance(write.next_offset, lost=not write.records)
         self._unreadable.advanced(job.owner)
 
     async def _sleep_until_due(self) -> None:
@@ -221,7 +223,7 @@ class StoreSink:
                 result = await self._store.write(writes)
                 self._counters.written(result, seconds=time.monotonic() - started)
                 for job, write in _by_partition(jobs, writes):
-                    self._advance(job, write.next_offset)
+                    self._advance(job, write)
         except Fenced:
             # Ours was committed although it did not look so, or somebody else owns it: the claim tells.
             for job in jobs:

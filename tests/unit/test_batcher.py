@@ -339,7 +339,9 @@ async def test_a_record_that_was_set_aside_is_stepped_over(shard: Shard) -> None
     partition = make_batch("a").partition
     await eventually(lambda: f"partition {partition}: record {reply.offset}" in batcher.observe().trouble)
     assert shard.stored() == {"a": 1}
+    waiting = asyncio.create_task(batcher.wait_stored(partition, reply.offset, deadline_s=30))
     kept = await set_aside(shard, partition, reply.offset)
+    assert not await waiting, "it was stepped over, not stored"
     assert [tuple(count)[2:] for count in kept.counts or ()] == [(5, 1, 2, 2)]
     await eventually(lambda: shard.stored() == {"a": 1, "d": 1})
     await eventually(lambda: batcher.observe().trouble == "")
