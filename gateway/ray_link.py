@@ -122,11 +122,14 @@ class RayLink:
             reference = getattr(actor, method).remote(*arguments)
             # The future of the reference, not the reference: awaiting references leaks (ray#45895).
             answer = asyncio.wrap_future(reference.future())
-            done, _ = await asyncio.wait([answer], timeout=max(0.0, until - time.monotonic()))
-            if not done:
+            try:
+                done, _ = await asyncio.wait([answer], timeout=max(0.0, until - time.monotonic()))
+                if not done:
+                    raise LinkError(f"{name}.{method} did not answer within {deadline_s} s")
+                return answer.result()
+            finally:
+                # Whoever asked may be gone: an error that comes later would be nobody's, and asyncio logs such.
                 answer.cancel()
-                raise LinkError(f"{name}.{method} did not answer within {deadline_s} s")
-            return answer.result()
         except RayError as error:
             self._actors.pop(name, None)
             raise LinkError(f"{name}.{method}: {type(error).__name__}: {error}") from error
