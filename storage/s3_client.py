@@ -1,8 +1,9 @@
-"""The client of S3: deadlines, retries, how the server is found. Credentials come from botocore's own chain, or from a
+"""The client of S3: deadlines, retries, how the server is found. Credentials come from boto3's own chain, or from a
 profile of its configuration."""
 
 from typing import Any
 
+import boto3
 from botocore.config import Config
 from botocore.loaders import create_loader
 from botocore.session import Session
@@ -31,9 +32,9 @@ def connect(settings: LakeSettings) -> Any:
     )
     try:
         # Of its own: a session is not made for threads.
-        session = Session(profile=settings.profile or None)
+        session = Session()
         session.register_component("data_loader", _MODELS)
-        return session.create_client(
+        return boto3.session.Session(botocore_session=session, profile_name=settings.profile or None).client(
             "s3", region_name=settings.region, endpoint_url=settings.endpoint_url or None, config=config
         )
     except ValueError as error:
