@@ -28,6 +28,7 @@ SERVERS = {"valkey": ("valkey-server",), "postgres": ("bin/postgres", "-D")}
 async def test_kill_9_under_load(process: str, system: RunningSystem, client: Client) -> None:
     async with client.loading():
         await asyncio.to_thread(system.kill, *PROCESSES[process])
+    await asyncio.to_thread(system.wait_healthy)
     await client.check()
 
 
