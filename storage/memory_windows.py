@@ -115,6 +115,8 @@ class MemoryWindows:
         self.published += len(publication.windows)
         for key, window in publication.windows:
             self._data.windows[key] = window.copy()
+        for key in publication.gone:
+            self._data.windows.pop(key, None)
         known = held.checkpoint
         moved = known._replace(
             next_offset=publication.next_offset if known.state == "live" else known.next_offset,

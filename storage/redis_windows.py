@@ -92,17 +92,23 @@ class RedisWindows:
 
     def _add(self, publication: Publication, keys: list[str], arguments: list[Any]) -> None:
         """A publication's keys and arguments, as publish_windows.lua has them."""
-        groups = _groups(publication.windows)
+        groups = _groups([key for key, _ in publication.windows])
+        gone_groups = _groups(publication.gone)
         keys.append(_checkpoint_key(publication.partition))
         keys += [redis_key(key) for key, _ in publication.windows]
         keys += [groups_key(*first[:4]) for first, _ in groups]
+        keys += map(redis_key, publication.gone)
+        keys += [groups_key(*first[:4]) for first, _ in gone_groups]
         arguments += publication[1:5]
         arguments += [len(publication.windows), len(groups), len(publication.built)]
+        arguments += [len(publication.gone), len(gone_groups)]
         for key, window in publication.windows:
             arguments += [window_json(window), self._expires_at(key)]
         for first, members in groups:
             arguments += [self._expires_at(first), len(members), *members]
         arguments += _fields(publication.built)
+        for _, members in gone_groups:
+            arguments += [len(members), *members]
 
     def _expires_at(self, key: WindowKey) -> int:
         return key.start + SIZE_S[key.size] + self._ttl_s
@@ -150,9 +156,9 @@ def _fields(built: Mapping[str, str]) -> list[str]:
     return [text for project, value in built.items() for text in (f"{_BUILT}{project}", value)]
 
 
-def _groups(windows: Sequence[tuple[WindowKey, Aggregate]]) -> list[tuple[WindowKey, Sequence[bytes]]]:
-    """The members that go into each set of groups, with a window that names the set; large sets in pieces."""
-    grouped = sorted(key for key, _ in windows if key.dimensions)
+def _groups(windows: Sequence[WindowKey]) -> list[tuple[WindowKey, Sequence[bytes]]]:
+    """The windows' members of each set of groups, with a window that names the set; large sets in pieces."""
+    grouped = sorted(key for key in windows if key.dimensions)
     pieces: list[tuple[WindowKey, Sequence[bytes]]] = []
     for _, keys in groupby(grouped, key=lambda key: key[:4]):
         pieces += [

@@ -13,6 +13,8 @@ The law:
 - While a partition is "rebuilding" publications are taken under the epoch alone and move no offset; `reset` ends it.
 - Loss is told, never papered over: "lost", None or `LogLost` wherever the checkpoint is not there any more.
 - Windows whose time in the store is over are not written. What is published is gone after that time.
+- A window that nothing is counted in is not kept with 0: whoever finds that there is none any more publishes it as
+  `gone`.
 - A call of `publish` should carry some thousands of windows at most: the server does nothing else meanwhile.
 - No call blocks longer than the configured deadline.
 """
@@ -51,6 +53,8 @@ class Publication(NamedTuple):
     windows: Sequence[tuple[WindowKey, Aggregate]]
     built: Mapping[str, str]
     """Projects whose `built` changes with this publication."""
+    gone: Sequence[WindowKey] = ()
+    """Windows that are not there any more, none of them among `windows`."""
 
 
 class WindowStore(Protocol):

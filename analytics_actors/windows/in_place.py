@@ -16,12 +16,14 @@ async def publish_in_place(
     owner: WindowPartition,
     windows: Sequence[tuple[WindowKey, Aggregate]],
     built: Mapping[str, str],
+    *,
+    gone: Sequence[WindowKey] = (),
 ) -> bool:
     """Whether the partition is still ours; needs the turn. Raises what the store raises; then it is to be claimed."""
     if owner.state not in (WindowState.LIVE, WindowState.BUILDING):
         return False
     offset = owner.next_offset
-    publication = Publication(owner.partition, owner.epoch, offset, offset, owner.watermark_ms, windows, built)
+    publication = Publication(owner.partition, owner.epoch, offset, offset, owner.watermark_ms, windows, built, gone)
     try:
         [outcome] = await store.publish([publication])
     except StorageError:

@@ -1,10 +1,11 @@
 #!lua
 -- Write windows and move checkpoints: each partition's publication whole or not at all, all in one step. The header
 -- has no flags on purpose: a server that is out of memory refuses the whole script before it has written anything.
--- KEYS, for each publication: its checkpoint, its windows, its groups.
+-- KEYS, for each publication: its checkpoint, its windows, its groups, its windows and groups that are gone.
 -- ARGV: number of publications; then for each: epoch, from_offset, next_offset, watermark_ms, and the numbers of its
--- windows, groups and built projects; of each window: value, expires_at; of each group: expires_at, number of
--- members (some hundreds at most, because of Lua's stack), members; of each built project: field, value.
+-- windows, groups, built projects, windows and groups that are gone; of each window: value, expires_at; of each group:
+-- expires_at, number of members (some hundreds at most, because of Lua's stack), members; of each built project: field,
+-- value; of each group that is gone: number of members, members.
 -- Returns an outcome for each.
 local call, args, keys = redis.call, ARGV, KEYS
 local now = tonumber(call('TIME')[1])
@@ -25,10 +26,11 @@ local arg, key = 2, 1
 for i = 1, tonumber(args[1]) do
     local checkpoint, next_offset, watermark_ms = keys[key], args[arg + 2], args[arg + 3]
     local windows, groups, built = tonumber(args[arg + 4]), tonumber(args[arg + 5]), tonumber(args[arg + 6])
+    local gone, gone_groups = tonumber(args[arg + 7]), tonumber(args[arg + 8])
     local outcome, state = judge(checkpoint, tonumber(args[arg]), tonumber(args[arg + 1]), tonumber(next_offset))
     local write = outcome == 'published'
     outcomes[i] = outcome
-    arg, key = arg + 7, key + 1
+    arg, key = arg + 9, key + 1
 
     if write then
         for n = 0, windows - 1 do
@@ -58,5 +60,17 @@ for i = 1, tonumber(args[1]) do
         if tonumber(watermark_ms) > tonumber(state[4]) then call('HSET', checkpoint, 'watermark_ms', watermark_ms) end
     end
     arg = arg + 2 * built
+
+    if write then
+        for n = 0, gone - 1 do call('DEL', keys[key + n]) end
+    end
+    key = key + gone
+
+    for n = 0, gone_groups - 1 do
+        local last = arg + tonumber(args[arg])
+        if write then call('SREM', keys[key + n], unpack(args, arg + 1, last)) end
+        arg = last + 1
+    end
+    key = key + gone_groups
 end
 return outcomes

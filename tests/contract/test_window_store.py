@@ -327,6 +327,28 @@ async def test_groups_are_listed_by_window(subject: Subject) -> None:
     assert await store.groups("shop", "m", "1h", []) == []
 
 
+async def test_what_is_gone_is_not_listed_either(subject: Subject) -> None:
+    """Only in the window that it is gone from; again changes nothing, and a stale owner takes nothing away."""
+    store = subject.store
+    await go_live(store)
+    one, two = (("country", "AT"),), (("country", 'D"E'),)
+    keys = [key(dimensions, size=size) for size in ("1m", "5m", "1h") for dimensions in ((), one, two)]
+    await store.publish([publication([(each, Aggregate(3)) for each in keys])])
+    gone = [key(one, size="1m"), key(two, size="5m"), key(size="5m"), key(one, size="5m"), key(one, metric="never")]
+    assert await store.publish([publication(first=10)._replace(epoch=0, gone=gone)]) == ["fenced"]
+    assert await counts(store, *keys) == [3] * 9
+    for _ in range(2):
+        changed = publication([(keys[0], Aggregate(2))], first=10, built={"shop": "x"})._replace(gone=gone)
+        assert await store.publish([changed, publication(partition=8)]) == ["published", "lost"]
+        assert await counts(store, *keys) == [2, None, 3, None, None, None, 3, 3, 3]
+    for size, left in (("1m", [two]), ("5m", []), ("1h", [one, two])):
+        assert await store.groups("shop", "m", size, [HOUR]) == [left]
+    [checkpoint] = await store.checkpoints([7])
+    assert checkpoint is not None and checkpoint.built == {"shop": "x"}
+    await store.publish([publication([(gone[0], Aggregate(1))], first=10)])
+    assert await store.groups("shop", "m", "1m", [HOUR]) == [[one, two]]
+
+
 async def test_many_windows_and_groups_at_once(subject: Subject) -> None:
     store = subject.store
     await go_live(store)
@@ -334,6 +356,10 @@ async def test_many_windows_and_groups_at_once(subject: Subject) -> None:
     windows = [(key(each), Aggregate(n)) for n, each in enumerate(dimensions)]
     assert await store.publish([publication(windows)]) == ["published"]
     assert await counts(store, *(each for each, _ in windows)) == list(range(2500))
+    gone = [each for each, _ in windows[:2400]]
+    assert await store.publish([publication(first=10)._replace(gone=gone)]) == ["published"]
+    assert await store.groups("shop", "m", "1h", [HOUR]) == [sorted(dimensions[2400:])]
+    await store.publish([publication(windows, first=10)])
     assert await store.groups("shop", "m", "1h", [HOUR] * 2) == [sorted(dimensions)] * 2
 
 
