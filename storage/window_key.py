@@ -2,8 +2,9 @@
 
 Windows are tumbling, by event time in UTC, aligned to the Unix epoch; [start, start + size).
 
-An event is **too late** iff its timestamp is older than its receipt by more than `lateness_s`. Both are columns of the
-event, so the answer is the same on every replay, whoever looks and whenever (WM-2).
+An event is **too late** iff the hour of its timestamp had ended `lateness_s` before its receipt. Both are columns of the
+event, so the answer is the same on every replay, whoever looks and whenever (WM-2). It goes by whole hours because
+answers do: nearly as long as an hour is answered from windows, what comes for it is in them.
 """
 
 import re
@@ -26,7 +27,8 @@ OTHER = "__other__"
 """The value of every dimension of the group that takes what is beyond `windows.max_groups`; see `other`."""
 
 _HOUR_S = 3600
-_NEVER_LATE_MARGIN_S = 2 * 3600  # windows live this much longer in Redis than late events are taken
+_HOUR_US = _HOUR_S * 1_000_000
+_NEVER_LATE_MARGIN_S = 2 * 3600  # an hour's first minute is in Redis for an hour less than this beyond its last event
 _SEAM_MARGIN_S = 300  # events on their way are counted before their hour is answered from roll-ups
 
 _ESCAPED = re.compile(r"[%:\x00-\x1f\x7f]")
@@ -77,7 +79,7 @@ def time_text(start: int) -> str:
 
 
 def lateness_s(windows: WindowSettings) -> float:
-    """How much older than its receipt an event may be and still change its windows."""
+    """For how long after its end an hour's windows are changed by events that are received."""
     return float(windows.ttl_s - _NEVER_LATE_MARGIN_S)
 
 
@@ -90,8 +92,8 @@ def late_mask(rows: pa.RecordBatch | pa.Table, lateness_s: float) -> NDArray[np.
     """True for each row that is too late; rows in `storage.event_batch.COLUMNS`."""
     if not rows.num_rows:
         return np.zeros(0, np.bool_)
-    age_us = microseconds(rows, "received_at") - microseconds(rows, "timestamp")
-    late: NDArray[np.bool_] = age_us > round(lateness_s * 1e6)
+    ends_us = (microseconds(rows, "timestamp") // _HOUR_US + 1) * _HOUR_US
+    late: NDArray[np.bool_] = ends_us + round(lateness_s * 1e6) <= microseconds(rows, "received_at")
     return late
 
 

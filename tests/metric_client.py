@@ -168,8 +168,8 @@ class MetricClient(Client):
 
 
 def age_of(number: int) -> timedelta | None:
-    """None: the server takes the time of receipt. Between 22 and 24 hours lies the seam: an event that is too late for
-    windows there is counted when its hour is answered from roll-ups."""
+    """None: the server takes the time of receipt. At 23 hours lies the seam: for five minutes an event that is too late
+    for windows is counted only when its hour is answered from roll-ups."""
     part = number // 3 % 8
     if part == 4:
         return timedelta(seconds=number % 900)

@@ -4,8 +4,8 @@ Only hours that do not change any more ("frozen", see `shared.py`); the others a
 range are replaced by absolute values, so doing it twice, or half and again, changes nothing.
 Imports mark many days at once: runs of days are counted in one go as far as memory allows.
 
-A mark is taken away when no late event can be left out: the hour that `lateness` ago lies in may hold late events
-and still be answered from windows. A day with such events keeps its mark until that hour is frozen.
+A mark is taken away when no late event can be left out: for some minutes an hour takes no more events and is still
+answered from windows. A day with such late events keeps its mark until that hour is frozen.
 """
 
 import asyncio

@@ -340,7 +340,7 @@ def seconds(moment: datetime) -> float:
 
 
 def is_late(row: dict[str, Any], lateness: float) -> bool:
-    return seconds(row["received_at"]) - seconds(row["timestamp"]) > lateness
+    return seconds(row["timestamp"]) // 3600 * 3600 + 3600 + lateness <= seconds(row["received_at"])
 
 
 def is_empty(value: Any, metric: str) -> bool:

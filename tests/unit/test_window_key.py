@@ -85,21 +85,41 @@ def test_whatever_is_not_too_late_now_is_answered_from_windows(now_s: float, ttl
     assert live_from(now_s, windows) > now_s - ttl_s + 600
 
 
-def rows(*ages: timedelta) -> pa.RecordBatch:
+def rows(*ages: timedelta, received_at: datetime = NOW) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(
         [
-            {"project_id": "p", "event_id": "e", "event_type": "t", "timestamp": NOW - age, "received_at": NOW}
+            {
+                "project_id": "p",
+                "event_id": "e",
+                "event_type": "t",
+                "timestamp": received_at - age,
+                "received_at": received_at,
+            }
             for age in ages
         ],
         schema=COLUMNS,
     )
 
 
-def test_too_late_is_a_property_of_the_event() -> None:
+def test_too_late_is_what_is_of_an_hour_whose_time_is_over() -> None:
     hour, tick = timedelta(hours=1), timedelta(microseconds=1)
-    table = rows(-hour, timedelta(), hour, hour + tick, 400 * 24 * hour)
+    at_nine = datetime(2024, 1, 15, 9, tzinfo=UTC)
+    table = rows(-hour, timedelta(), hour, hour + tick, 400 * 24 * hour, received_at=at_nine)
     assert late_mask(table, 3600.0).tolist() == [False, False, False, True, True]
     assert late_mask(pa.Table.from_batches([table, table]), 3600.0).sum() == 4
+    # The whole hour before it was in time until then.
+    before = rows(hour, 2 * hour - tick, 2 * hour, received_at=at_nine - tick)
+    assert late_mask(before, 3600.0).tolist() == [False, False, True]
+
+
+@given(st.floats(1e9, 2e9), st.integers(0, 50 * 3600))
+def test_no_event_is_too_late_for_an_hour_that_windows_answer_but_for_five_minutes(now_s: float, age_s: int) -> None:
+    windows = WindowSettings()
+    received_at = datetime.fromtimestamp(now_s, UTC)
+    [is_late] = late_mask(rows(timedelta(seconds=age_s), received_at=received_at), lateness_s(windows)).tolist()
+    is_live = received_at.timestamp() - age_s >= live_from(received_at.timestamp(), windows)
+    hours_time_is_over_s = (received_at.timestamp() - lateness_s(windows)) % 3600
+    assert is_late != is_live or (is_late and hours_time_is_over_s < 300)
 
 
 @pytest.mark.parametrize("table", [rows(), pa.Table.from_batches([], schema=COLUMNS)])
