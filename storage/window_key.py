@@ -2,8 +2,8 @@
 
 Windows are tumbling, by event time in UTC, aligned to the Unix epoch; [start, start + size).
 
-An event is **too late** iff the hour of its timestamp had ended `lateness_s` before its receipt. Both are columns of the
-event, so the answer is the same on every replay, whoever looks and whenever (WM-2). It goes by whole hours because
+An event is **too late** iff the hour of its timestamp had ended `lateness_s` before its receipt. Both are columns of
+the event, so the answer is the same on every replay, whoever looks and whenever (WM-2). It goes by whole hours because
 answers do: nearly as long as an hour is answered from windows, what comes for it is in them.
 """
 
