@@ -11,6 +11,7 @@ import math
 from asyncio import AbstractEventLoop, BaseTransport, Transport
 from typing import Any, cast
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -30,8 +31,7 @@ class ConnectionConfig(uvicorn.Config):
 
 
 class _Refused(Exception):
-    """Raised inside a parser callback to stop the parser; `data_received` of uvicorn turns it into
-    a call of `send_400_response`."""
+    """Raised inside a parser callback to stop the parser, which `_parse` answers."""
 
 
 class JoiningTransport(Transport):
@@ -106,7 +106,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._chunk_bytes = len(data)
         self._header_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         if self._in_headers:
             if self._header_bytes > self._limits.max_header_bytes:
                 self._refuse("header_too_large")
@@ -114,6 +114,30 @@ class Connection(HttpToolsProtocol):
                 self._deadline = self.loop.time() + self._limits.header_deadline_s
         elif self._in_body and self._deadline == math.inf:
             self._deadline = self.loop.time() + self._limits.body_deadline_s
+
+    def _parse(self, data: bytes) -> None:
+        """A wish for another protocol is passed over, as RFC 9110 lets a server do: some clients send it with every
+        request over plain HTTP (Upgrade: h2c). uvicorn would take the request's body for that protocol's, and wait."""
+        rest = memoryview(data)
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(rest)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    rest = rest[upgrade.args[0] :]
+                    self._decline_upgrade()
+        except httptools.HttpParserError:
+            self._refuse(self._refusal)
+
+    def _decline_upgrade(self) -> None:
+        """Read the head again without the wish; the body follows in the parser that has read it."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(fields))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(head)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -127,9 +151,13 @@ class Connection(HttpToolsProtocol):
         if len(self.headers) > self._limits.max_headers or self._headers_too_large():
             self._refusal = "header_too_large"
             raise _Refused
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise _Refused
+            return
+        super().on_headers_complete()
         self._in_body = True
         self._deadline = math.inf
-        super().on_headers_complete()
 
     def _headers_too_large(self) -> bool:
         limit = self._limits.max_header_bytes
@@ -138,6 +166,8 @@ class Connection(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > limit
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # not the end of the request: `_decline_upgrade` follows
         self._in_body = False
         self._deadline = math.inf
         super().on_message_complete()
@@ -177,9 +207,6 @@ class Connection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._stalled_until = math.inf
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(self._refusal)
 
     def _refuse(self, code: str) -> None:
         """Answer for a request that the app does not answer, and close.

@@ -105,6 +105,41 @@ def test_idle_connection_outlives_the_header_deadline_between_requests(worker: W
         assert read_answer(client)[0] == 200
 
 
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+
+
+def test_wish_for_another_protocol_is_passed_over(worker: Worker) -> None:
+    """Java's client sends it with each request over plain HTTP."""
+    with worker.connect() as client:
+        for pieces in [(POST + UPGRADE + b"\r\nhello",), (POST + UPGRADE + b"\r\n", b"he", b"llo")]:
+            for piece in pieces:
+                client.sendall(piece)
+                time.sleep(0.02)
+            assert read_answer(client) == (200, b"5")
+        client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+        assert read_answer(client) == (200, b"0")
+        client.sendall(POST + b"\r\nhello")
+        assert read_answer(client) == (200, b"5")
+
+
+def test_many_wishes_for_another_protocol_in_one_piece(worker: Worker) -> None:
+    """They are passed over one after the other, not one within the other."""
+    wish = POST + b"connection: upgrade\r\nupgrade: x\r\n\r\nhello"
+    answer = worker.exchange(wish * 2000 + POST + CLOSE + b"\r\nhello")
+    assert answer.count(b"HTTP/1.1 200 OK") == 2001
+
+
+@pytest.mark.parametrize("line", [b"CONNECT a:1", b"CONNECT /", b"GET ?x"])
+def test_target_that_is_no_path_is_refused(worker: Worker, line: bytes) -> None:
+    request = line + b" HTTP/1.1\r\nhost: a\r\n\r\n"
+    assert b'"code":"invalid_http"' in worker.exchange(request)
+    with worker.connect() as client:
+        client.sendall(POST + b"\r\nhello")
+        assert read_answer(client) == (200, b"5")
+        client.sendall(request)
+        assert b'"code":"invalid_http"' in read_to_end(client)
+
+
 def test_slow_headers_get_408(worker: Worker) -> None:
     with worker.connect() as client:
         client.sendall(b"POST / HTTP/1.1\r\nhost:")
