@@ -66,6 +66,8 @@ class MemoryRollups:
         """Projects of which old events were removed."""
         self._marks: dict[tuple[str, date], _Mark] = {}
         self._version = 0
+        self._floors: dict[int, tuple[int, int]] = {}
+        """By partition: under which pair rows were last removed."""
 
     @property
     def rows(self) -> dict[WindowKey, Aggregate]:
@@ -76,8 +78,41 @@ class MemoryRollups:
         check_rolled([key for key, _ in rows])
         for key, aggregate in rows:
             known = self._rows.get(key)
+            if (epoch, next_offset) < self._floors.get(partition_of(key.project_id, self._partitions), (0, 0)):
+                continue
             if known is None or (not known.recomputed and (known.epoch, known.next_offset) <= (epoch, next_offset)):
                 self._rows[key] = _Row(aggregate.copy(), epoch, next_offset, recomputed=False)
+
+    async def remove_others(
+        self,
+        project_id: str,
+        metrics: Sequence[str],
+        start: int,
+        end: int,
+        counted: Sequence[WindowKey],
+        *,
+        epoch: int,
+        next_offset: int,
+    ) -> int:
+        self._require_available()
+        check_rolled(counted)
+        kept = set(counted)
+        partition = partition_of(project_id, self._partitions)
+        if (epoch, next_offset) < self._floors.get(partition, (0, 0)):
+            return 0
+        self._floors[partition] = (epoch, next_offset)
+        gone = [
+            key
+            for key, row in self._rows.items()
+            if (key.project_id == project_id and key.metric in metrics and key.size in ("1m", "1h"))
+            and start <= key.start < end
+            and key not in kept
+            and not row.recomputed
+            and (row.epoch, row.next_offset) <= (epoch, next_offset)
+        ]
+        for key in gone:
+            del self._rows[key]
+        return len(gone)
 
     async def begin_recount(self, project_ids: Sequence[str], start: int, end: int) -> int:
         self._require_available()

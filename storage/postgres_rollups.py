@@ -3,7 +3,7 @@
 Rows are written with one statement for thousands, and read in columns: one record a group, whatever its length.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import compress
@@ -48,8 +48,12 @@ MARK_DEADLINE_S = 60.0
 """Finding all days with events takes some 10 µs for each, in each daily partition."""
 
 _UPSERT = statement("upsert_rollups")
+_HOLD_FLOORS = statement("hold_rollup_floors")
+_MAKE_FLOORS = "INSERT INTO rollup_floors SELECT unnest($1::smallint[]), 0, 0 ON CONFLICT DO NOTHING"
+_RAISE_FLOOR = statement("raise_rollup_floor")
+_REMOVE = statement("remove_rollups")
 _PACKED = {
-    "sum": "string_agg(coalesce(sum::text, '0'), ' ') AS sums",
+    "sum": "string_agg(coalesce(trim_scale(sum)::text, '0'), ' ') AS sums",
     "minimum": "string_agg(float8send(coalesce(minimum, 'NaN')), '') AS minima",
     "maximum": "string_agg(float8send(coalesce(maximum, 'NaN')), '') AS maxima",
     "sketches": "array_agg(sketches) AS sketches",
@@ -93,7 +97,30 @@ class PostgresRollups:
         if not rows:
             return
         async with self._postgres.transaction() as connection:
+            partitions = {partition_of(project, self._partitions) for project in {key.project_id for key, _ in rows}}
+            if refused := await _below_floor(connection, partitions, epoch, next_offset):
+                rows = [row for row in rows if partition_of(row[0].project_id, self._partitions) not in refused]
             await self._write(connection, rows, epoch, next_offset, recomputed=False)
+
+    async def remove_others(
+        self,
+        project_id: str,
+        metrics: Sequence[str],
+        start: int,
+        end: int,
+        counted: Sequence[WindowKey],
+        *,
+        epoch: int,
+        next_offset: int,
+    ) -> int:
+        check_rolled(counted)
+        where = (project_id, list(metrics), _instant(start), _instant(end))
+        async with self._postgres.transaction(deadline_s=REPLACE_DEADLINE_S) as connection:
+            partition = partition_of(project_id, self._partitions)
+            if await connection.fetchval(_RAISE_FLOOR, partition, epoch, next_offset) is None:
+                return 0
+            deleted = await connection.execute(_REMOVE, *where, *_named(counted), epoch, next_offset)
+        return int(deleted.split()[-1])
 
     async def begin_recount(self, project_ids: Sequence[str], start: int, end: int) -> int:
         async with self._postgres.transaction() as connection:
@@ -134,14 +161,7 @@ class PostgresRollups:
         rows: _Rows,
         sizes: Sequence[RolledSize],
     ) -> int:
-        keys = [key for key, _ in rows]
-        named = (
-            [key.project_id for key in keys],
-            [key.metric for key in keys],
-            [GRANULARITY[key.size] for key in keys],
-            [key.start for key in keys],
-            [dimensions_hash(key.dimensions) for key in keys],
-        )
+        named = ([key.project_id for key, _ in rows], *_named([key for key, _ in rows]))
         granularities = [GRANULARITY[size] for size in sizes]
         where = (list(project_ids), _instant(start), _instant(end))
         deleted = await connection.execute(_DELETE, *where, *named, granularities)
@@ -249,6 +269,18 @@ def _days(project_ids: Sequence[str], start: int, end: int) -> tuple[list[str], 
     return [project_id for project_id, _ in pairs], [day for _, day in pairs]
 
 
+async def _below_floor(
+    connection: Connection, partitions: Collection[int], epoch: int, next_offset: int
+) -> Collection[int]:
+    """Partitions that rows counted so far are not written of any more. None rises until the transaction ends."""
+    wanted = sorted(partitions)
+    floors = await connection.fetch(_HOLD_FLOORS, wanted, epoch, next_offset)
+    if len(floors) < len(wanted):
+        await connection.execute(_MAKE_FLOORS, wanted)
+        floors = await connection.fetch(_HOLD_FLOORS, wanted, epoch, next_offset)
+    return {floor["partition_id"] for floor in floors if floor["is_above"]}
+
+
 async def _hold(connection: Connection, projects: Sequence[str], days: Sequence[date], ticket: int) -> None:
     if len(await connection.fetch(_HOLD, projects, days, ticket)) < len(days):
         raise Fenced(f"days of {', '.join(sorted(set(projects)))} are counted again by somebody who began later")
@@ -259,6 +291,16 @@ def _read_statement(wanted: Aggregation | None) -> str:
     named = "".join(f", {column}" for column in columns)
     packed = "".join(f", {_PACKED[column]}" for column in columns)
     return _READ.replace("            wanted_columns", named).replace("        packed_columns", packed)
+
+
+def _named(keys: Sequence[WindowKey]) -> tuple[list[str], list[str], list[int], list[int]]:
+    """Metrics, granularities, starts, hashes."""
+    return (
+        [key.metric for key in keys],
+        [GRANULARITY[key.size] for key in keys],
+        [key.start for key in keys],
+        [dimensions_hash(key.dimensions) for key in keys],
+    )
 
 
 def _unknown(_project_id: str, _metric: str) -> None:

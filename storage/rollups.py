@@ -4,6 +4,9 @@
 The law:
 - Rows are absolute values. An `upsert` carries (epoch, next_offset): how far the partition's log was counted. A row
   that was written under a later pair stays as it is; the same pair writes again.
+- `remove_others` takes away what was counted once and is not any more (a definition that was changed, a record that was
+  set aside). A row that is gone cannot say how far it was counted: so after it no row of the partition is written under
+  an earlier pair, by whomever, whenever. Under the same pair only its own owner writes, who sees to the order.
 - `replace` puts what was counted from the stored events in the place of everything that was there, in one
   transaction. It knows events that came too late for any window, so no `upsert` changes its rows afterwards: who
   counts an event into an hour that may be recomputed already marks the day (`mark_days`). Rows that are as they
@@ -60,7 +63,7 @@ class RollupSeries:
     counts: np.ndarray
     """int64"""
     sums: Sequence[str]
-    """Exact numbers without an exponent; "0" where there is none."""
+    """`decimal_text` of each; "0" where there is none."""
     minima: np.ndarray
     """float64, NaN where there is none."""
     maxima: np.ndarray
@@ -93,6 +96,20 @@ class TooManyRows(Exception):
 class RollupStore(Protocol):
     async def upsert(self, rows: Sequence[tuple[WindowKey, Aggregate]], *, epoch: int, next_offset: int) -> None:
         """Write windows of 1m, 1h or 1d, each at most once; see the law. `ValueError` for another size."""
+
+    async def remove_others(
+        self,
+        project_id: str,
+        metrics: Sequence[str],
+        start: int,
+        end: int,
+        counted: Sequence[WindowKey],
+        *,
+        epoch: int,
+        next_offset: int,
+    ) -> int:
+        """Of these metrics of the project, delete the minutes and hours in [start, end) that are not among `counted`;
+        see the law. How many. What was recomputed stays, it knows better."""
 
     async def begin_recount(self, project_ids: Sequence[str], start: int, end: int) -> int:
         """A ticket for all days that [start, end) touches; those that others have for them are void."""

@@ -710,3 +710,11 @@ CREATE TABLE set_aside_records (
 );
 
 CREATE INDEX set_aside_records_open ON set_aside_records (partition_id) WHERE recounted_at IS NULL;
+
+-- How far a partition's log was counted when roll-ups were last removed as counted no more: a row that is gone cannot say
+-- it any more. Nothing that was counted less far is written since (FN-1, CK-1).
+CREATE TABLE rollup_floors (
+    partition_id smallint PRIMARY KEY,
+    epoch bigint NOT NULL,
+    next_offset bigint NOT NULL
+);

@@ -197,6 +197,44 @@ async def test_an_older_count_changes_nothing(subject: Subject) -> None:
     assert await upsert(6, 6, 0) == 6
 
 
+async def test_what_is_counted_no_more_is_gone_and_stays_gone(subject: Subject) -> None:
+    """FN-1, CK-1, also of rows that are not there to say how far they were counted."""
+    rollups = subject.rollups
+    kept = [key(at, size) for size in ("1m", "1h") for at in (0, 3600)]
+    lost = [key(60, "1m"), key(0, "1h", GROUP), key(0, "1m", GROUP), key(0, "1h", metric="n")]
+    beside = [key(7200), key(0, "1d"), key(0, metric="left alone"), key(project="zoo")]
+    before = [(each, Aggregate(1)) for each in (*kept, *lost, *beside)]
+    await rollups.upsert(before, epoch=2, next_offset=10)
+    await rollups.upsert([(key(120, "1m"), Aggregate(7))], epoch=3, next_offset=0)
+    await subject.replace(["shop"], DAY + 10800, DAY + 14400, [(key(10800), Aggregate(9))])
+
+    async def remove(epoch: int, next_offset: int, end: int = 7200, counted: Sequence[WindowKey] = kept) -> int:
+        at = {"epoch": epoch, "next_offset": next_offset}
+        return await rollups.remove_others("shop", ["m", "n"], DAY, DAY + end, counted, **at)
+
+    assert await remove(2, 9) == 0, "they were counted further"
+    assert await remove(2, 11) == len(lost)
+    assert await remove(2, 11) == 0
+    await rollups.upsert([(each, Aggregate(2)) for each in (*lost, *kept)], epoch=2, next_offset=10)
+    await rollups.upsert([(each, Aggregate(2)) for each in lost], epoch=1, next_offset=99)
+    assert await subject.counts("1m") == {0: 1, 120: 7, 3600: 1}
+    assert await subject.counts("1h") == {0: 1, 3600: 1, 7200: 1, 10800: 9}
+    assert await subject.counts("1d") == {0: 1}
+    assert await subject.read("1h", grouped=True) == await subject.read("1m", grouped=True) == []
+    assert await subject.read("1h", metric="n") == []
+    assert len(await subject.read("1h", metric="left alone")) == 1
+    assert (await rollups.read("zoo", "m", "1h", DAY, DAY + DAY_S, grouped=False)).series[0].counts.tolist() == [1]
+    # Another partition's rows are counted for themselves.
+    await rollups.upsert([(each, Aggregate(4)) for each in (key(project="zoo"), lost[0])], epoch=2, next_offset=10)
+    assert (await rollups.read("zoo", "m", "1h", DAY, DAY + DAY_S, grouped=False)).series[0].counts.tolist() == [4]
+    await rollups.upsert([(each, Aggregate(3)) for each in lost[:1]], epoch=2, next_offset=11)
+    assert await subject.counts("1m") == {0: 1, 60: 3, 120: 7, 3600: 1}, "as far, or further, it is counted again"
+    assert await remove(1, 99, 14400, []) == 0, "a stale owner removes nothing"
+    assert await remove(3, 0, 14400, []) == 7
+    assert await subject.counts("1m") == {}
+    assert await subject.counts("1h") == {10800: 9}, "what was counted from stored events knows better"
+
+
 async def test_what_is_replaced_is_gone(subject: Subject) -> None:
     rollups = subject.rollups
     old = [(key(at, size), Aggregate(1)) for size in ("1m", "1h") for at in (0, 3600, 7200)]
@@ -428,6 +466,37 @@ async def test_the_table_reads_as_the_documents_have_it(
         ("revenue", "sum", "hour", None, '{"nul": "a\ufffdb"}'),
         ("unknown", "count", "hour", "3.00", "{}"),
     ]
+
+
+async def test_who_removes_waits_for_who_writes(
+    postgres: Postgres, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """A write whose end nobody waited for may be under way still."""
+    rollups = PostgresRollups(postgres, partitions=PARTITIONS)
+    group = key(0, "1h", GROUP)
+    await rollups.upsert([(key(), Aggregate(1))], epoch=1, next_offset=1)
+    held = connection.transaction()
+    await held.start()
+    await connection.execute("SELECT FROM metric_aggregates FOR UPDATE")
+
+    async def waiting(count: int) -> None:
+        wanted = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        async with asyncio.timeout(5), postgres.session() as looking:
+            while await looking.fetchval(wanted) < count:
+                await asyncio.sleep(0.01)
+
+    rows = [(key(), Aggregate(2)), (group, Aggregate(1))]
+    try:
+        writing = asyncio.create_task(rollups.upsert(rows, epoch=1, next_offset=1))
+        await waiting(1)
+        removal = rollups.remove_others("shop", ["m"], DAY, DAY + DAY_S, [key()], epoch=1, next_offset=1)
+        removing = asyncio.create_task(removal)
+        await waiting(2)
+    finally:
+        await held.rollback()
+    await writing
+    assert await removing == 1
+    assert (await rollups.read("shop", "m", "1h", DAY, DAY + DAY_S, grouped=True)).series == []
 
 
 async def test_thirty_days_of_hours_of_fifty_groups_are_read_fast(
