@@ -5,6 +5,7 @@ Handlers get a `Call` in which key, project, query and body were checked already
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -121,6 +122,7 @@ def to_route(endpoint: Endpoint, services: Services, gate: QueryGate, budget: Bo
 
     async def handle(request: Request) -> Answer:
         parameters = parse_query(request.scope["query_string"])
+        _refuse_nul(request.path_params)
         if endpoint.access == "open":
             query = _convert_query(parameters, endpoint.query)
             return await endpoint.handler(Call(services, request, None, query, None))
@@ -137,11 +139,39 @@ def to_route(endpoint: Endpoint, services: Services, gate: QueryGate, budget: Bo
 
 def _convert_query(parameters: Mapping[str, str], to: type[msgspec.Struct]) -> msgspec.Struct:
     given = {name: value for name, value in parameters.items() if name not in KEY_PARAMETERS}
+    _refuse_nul(given)
     try:
-        return msgspec.convert(given, to, strict=False)
+        query = msgspec.convert(given, to, strict=False)
     except msgspec.ValidationError as error:
         message, pointer = _explain(error)
         raise ApiError("invalid_parameter", message, pointer=pointer) from error
+    _refuse_times_beyond_years(query)
+    return query
+
+
+def _refuse_nul(parameters: Mapping[str, str]) -> None:
+    """PostgreSQL does not even take it to compare with."""
+    for name, value in parameters.items():
+        if "\0" in value:
+            message = f"{name} has the character U+0000, which nothing here has."
+            raise ApiError("invalid_parameter", message, pointer=f"/{name}")
+
+
+def _refuse_times_beyond_years(query: msgspec.Struct) -> None:
+    """By their offsets some times of the years 1 and 9999 are outside them in UTC, where no driver can go."""
+    for name, parameter in zip(query.__struct_fields__, query.__struct_encode_fields__, strict=True):
+        value = getattr(query, name)
+        if isinstance(value, datetime) and not _is_within_years(value):
+            raise ApiError("invalid_parameter", f"{parameter} is outside the years 1 to 9999.", pointer=f"/{parameter}")
+
+
+def _is_within_years(time: datetime) -> bool:
+    """Whether an aware time can be said in UTC."""
+    try:
+        time.astimezone(UTC)
+    except OverflowError:
+        return False
+    return True
 
 
 async def _read_body(request: Request, to: Any, budget: BodyBudget) -> Any:

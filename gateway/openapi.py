@@ -121,7 +121,7 @@ def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
 
 
 def _errors_by_status(operation: Operation) -> dict[str, list[str]]:
-    shared = () if operation.access == "open" else _GATED_ERRORS
+    shared = ("invalid_parameter", *(() if operation.access == "open" else _GATED_ERRORS))
     by_status: dict[str, list[str]] = {}
     for code in dict.fromkeys([*operation.errors, *shared]):
         by_status.setdefault(str(ERRORS[code].status), []).append(code)

@@ -9,7 +9,7 @@ leaves out pages (it would read the whole table): see `_BY_NEWEST` and `_BY_LOOK
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal, NamedTuple
 
 import asyncpg
@@ -29,6 +29,7 @@ _BY_LOOKUP = "SELECT set_config('enable_seqscan', 'off', true), set_config('enab
 _KEYS = {"newest": '"timestamp"', "received": "created_at"}
 _DIRECTIONS = {"newest": "DESC", "received": "ASC"}
 _SIGNS = {"newest": "<", "received": ">"}
+_FIRST = datetime.min.replace(tzinfo=UTC)
 # Some 15 ms; what makes up more than half a percent of a project's events fills a page of 100 from them.
 _PROBED_EVENTS = 20_000
 
@@ -124,7 +125,7 @@ class EventQueries:
         if start is not None:
             listing.times.add(f"{listing.key} >= ?", start)
             # Leaves out the days before; a later day may still bring an event of then.
-            listing.times.add("created_at >= ?", start - self._max_ahead)
+            listing.times.add("created_at >= ?", max(start, _FIRST + self._max_ahead) - self._max_ahead)
         if end is not None:
             listing.times.add(f"{listing.key} < ?", end)
 
@@ -235,7 +236,7 @@ def _decode_cursor(cursor: str, order: Order) -> tuple[datetime, int, str]:
         )
     except (ValueError, msgspec.MsgspecError) as error:
         raise InvalidCursor("the cursor is not one that this server made") from error
-    if made_for != order or not _can_be_stored(event_id) or not 0 <= log_offset < 1 << 63:
+    if made_for != order or not _can_be_stored(event_id) or not 0 <= log_offset < 1 << 63 or at.tzinfo is not UTC:
         raise InvalidCursor(f"the cursor belongs to a list in the order {made_for}")
     return at, log_offset, event_id
 

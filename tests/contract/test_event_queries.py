@@ -2,6 +2,7 @@
 
 import random
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -204,7 +205,8 @@ async def test_cursors_are_of_their_list(store: PostgresStore, queries: EventQue
     assert newest is not None
     with pytest.raises(InvalidCursor):
         await queries.list_events("shop", cursor=newest, order="received")
-    for damaged in ("", "x", newest[:-3], newest + "AAAA", "WyJuZXdlc3QiXQ", "ü", "\ud800"):
+    beyond = urlsafe_b64encode(b'["newest","0001-01-01T00:00:00+23:59",0,"a"]').decode()
+    for damaged in ("", "x", newest[:-3], newest + "AAAA", "WyJuZXdlc3QiXQ", "ü", "\ud800", beyond):
         with pytest.raises(InvalidCursor):
             await queries.list_events("shop", cursor=damaged)
 
@@ -214,6 +216,8 @@ async def test_old_events_that_arrived_today_are_found_by_their_time(
 ) -> None:
     then = datetime(2015, 9, 12, tzinfo=UTC)
     await store.write([write(record(batch(event("old", timestamp=then), event("new"))))])
+    for start in (datetime.min.replace(tzinfo=UTC), datetime(1, 1, 2, tzinfo=UTC)):
+        assert len((await queries.list_events("shop", start=start)).events) == 2
     page = await queries.list_events("shop", start=then, end=then + timedelta(days=1))
     assert [msgspec.json.decode(raw)["eventId"] for raw in page.events] == ["old"]
 

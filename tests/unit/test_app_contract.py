@@ -1,5 +1,6 @@
 """The OpenAPI document: valid, complete, and true to what the routes answer."""
 
+import re
 from typing import Any
 
 import jsonschema
@@ -11,6 +12,7 @@ from gateway.openapi import public_path
 from tests.unit.fake_services import System
 from tests.unit.metric_data import Sent, begin_windows, publish
 
+BEYOND = ("0001-01-01T00:00:00%2B23:59", "9999-12-31T23:59:59-23:59")
 SHAPE = {
     "type": "object",
     "required": ["openapi", "info", "paths", "components"],
@@ -142,6 +144,31 @@ async def test_answers_match_their_schemas() -> None:
         check("/v1/events", "post", 202, (await client.post("/v1/events", json=event)).json())
         check("/v1/events", "post", 422, (await client.post("/v1/events", json={})).json())
         check("/v1/events/batch", "post", 202, (await client.post("/v1/events/batch", json=[event, {}])).json())
+
+
+WRITES = {"/v1/events": "post", "/v1/events/batch": "post"}
+
+
+async def test_no_parameter_reaches_a_driver_that_no_driver_takes() -> None:
+    """U+0000, and times that are outside the years 1 to 9999 in UTC: said of each route's contract, and answered so."""
+    system = System()
+    tried = set()
+    async with system.client("system") as client:
+        for path, operations in (await document())["paths"].items():
+            for method, operation in operations.items():
+                assert "400" in operation["responses"], (path, method)
+                if WRITES.get(path) == method:
+                    continue  # their bodies are the decoder's, and of their parameters nothing is looked up
+                for parameter in operation["parameters"]:
+                    name, kind = parameter["name"], parameter["in"]
+                    is_time = "date-time" in str(parameter["schema"])
+                    for value in ("a%00b", *(BEYOND if is_time else ())):
+                        url = path.replace(f"{{{name}}}", value) if kind == "path" else f"{path}?{name}={value}"
+                        answer = await client.request(method, re.sub(r"{\w+}", "x", url))
+                        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter"), url
+                        assert answer.json()["pointer"] == f"/{name}", url
+                        tried.add((kind, is_time))
+    assert tried == {("query", False), ("query", True), ("path", False)}
 
 
 async def test_events_may_carry_older_names() -> None:
