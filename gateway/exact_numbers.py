@@ -1,52 +1,43 @@
-"""Columns of exact sums, and of the means that are made of them, as JSON.
+"""Columns of exact sums, and the means that are made of them.
 
 A sum is the text that the database has of it until something is added to it: to make a Decimal of each of 36,000, and
 a text of it again, would take as long as all the rest of their answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from decimal import Decimal
 
-import msgspec
 import numpy as np
 
-from storage.aggregate import ZERO
+from storage.aggregate import decimal_text
 
 Sum = str | Decimal
-"""Of a text: digits, at most one point among them, perhaps a minus sign."""
+"""A text is one of `decimal_text`."""
 
 _WHOLE = 2.0**53
 """Whole numbers below are floats as they are; those above are none that is below."""
 
-_encode = msgspec.json.Encoder().encode
+
+def sum_texts(sums: Iterable[Sum]) -> list[str]:
+    """`decimal_text`'s text for each number."""
+    return [each if type(each) is str else decimal_text(Decimal(each)) for each in sums]
 
 
-def sums_json(sums: Sequence[Sum | None], counts: np.ndarray) -> bytes:
-    """A JSON array with `decimal_text`'s text for each number, and null where the count is 0."""
-    texts = [text.rstrip("0").rstrip(".") if text[-1] == "0" and "." in text else text for text in _texts(sums)]
-    for row in np.flatnonzero(counts == 0).tolist():
-        texts[row] = "null"
-    return f"[{','.join(texts)}]".encode()
-
-
-def means_json(sums: Sequence[Sum | None], counts: np.ndarray) -> bytes:
-    """A JSON array with the float that is nearest to each quotient, as `Aggregate.value` has it, and null where the
-    count is 0. Whole numbers are divided: where both are floats as they are, that rounds once; else Python does it."""
-    texts = _texts(sums)
+def means(sums: Iterable[Sum], counts: np.ndarray) -> np.ndarray:
+    """The float that is nearest to each quotient, as `Aggregate.value` has it, and NaN where the count is 0. Whole
+    numbers are divided: where both are floats as they are, that rounds once; else Python does it."""
+    texts = sum_texts(sums)
     joined = f"{' '.join(texts)} "
     scales = _digits_after_point(joined)
     # What is too large for an integer comes as the largest one, which is no float as it is.
     units = np.fromstring(joined.replace(".", ""), np.int64, sep=" ")
     divisors = counts * 10.0**scales
     is_whole = (units > -_WHOLE) & (units < _WHOLE) & (divisors < _WHOLE)
-    means = np.divide(units, divisors, out=np.full(len(texts), np.nan), where=counts > 0)
+    quotients = np.full(len(texts), np.nan)
+    np.divide(units, divisors, out=quotients, where=counts > 0)
     for row in np.flatnonzero(~is_whole & (counts > 0)).tolist():
-        means[row] = int(texts[row].replace(".", "")) / (int(counts[row]) * 10 ** int(scales[row]))
-    return _encode(means.tolist())
-
-
-def _texts(sums: Sequence[Sum | None]) -> list[str]:
-    return [each if type(each) is str else format(each or ZERO, "f") for each in sums]
+        quotients[row] = int(texts[row].replace(".", "")) / (int(counts[row]) * 10 ** int(scales[row]))
+    return quotients
 
 
 def _digits_after_point(texts: str) -> np.ndarray:
