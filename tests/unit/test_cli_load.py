@@ -20,6 +20,8 @@ from tests.unit.cli_server import FakeGateway, data, gateway, invoke
 __all__ = ["data", "gateway"]
 
 KNOWN_PROJECTS = {"old"}
+CONCURRENT = 8
+"""Requests at once, by default."""
 
 
 class IngestingGateway(FakeGateway):
@@ -45,7 +47,10 @@ class IngestingGateway(FakeGateway):
         return httpx.Response(201, json={"projectId": wanted["projectId"], "keys": [self._key(wanted["projectId"])]})
 
     def _create_key(self, request: httpx.Request) -> httpx.Response:
-        return httpx.Response(201, json=self._key(msgspec.json.decode(request.content)["projectId"]))
+        project_id = msgspec.json.decode(request.content)["projectId"]
+        if project_id not in self.projects:
+            return httpx.Response(404, json={"code": "not_found", "message": "There is none."})
+        return httpx.Response(201, json=self._key(project_id))
 
     def _key(self, project_id: str) -> dict[str, str]:
         key = f"key-{len(self.owners)}"
@@ -138,6 +143,27 @@ async def test_projects_are_created_once_and_known_ones_get_a_key(server: Ingest
     assert {project: len(ids) for project, ids in server.stored.items()} == {"a": 50, "b": 50, "old": 50}
     paths = [request.url.path for request in server.requests]
     assert (paths.count("/v1/projects"), paths.count("/v1/keys")) == (3, 1)
+
+
+async def test_a_load_made_again_asks_once_for_each_project(server: IngestingGateway, tmp_path: Path) -> None:
+    path = rows(tmp_path / "x", *(event(n, f"p{n}") for n in range(40)))
+    await load(path, by_project=True, key="admin", batch_rows=5)
+    asked = [request.url.path for request in server.requests]
+    assert (asked.count("/v1/projects"), asked.count("/v1/keys")) == (40, 0)
+    server.requests.clear()
+    again = await load(path, by_project=True, key="admin", batch_rows=5)
+    assert (again.created_projects, again.outcome.duplicate) == (0, 40)
+    asked = [request.url.path for request in server.requests]
+    # Before the first answer nobody knows.
+    assert asked.count("/v1/projects") <= CONCURRENT
+    assert asked.count("/v1/keys") == 40
+
+
+async def test_projects_that_are_there_and_that_are_not_in_turns(server: IngestingGateway, tmp_path: Path) -> None:
+    server.projects |= dict.fromkeys((f"p{n}" for n in range(0, 40, 2)), "")
+    path = rows(tmp_path / "x", *(event(n, f"p{n}") for n in range(40)))
+    loaded = await load(path, by_project=True, key="admin", batch_rows=5)
+    assert (loaded.created_projects, loaded.outcome.accepted) == (20, 40)
 
 
 async def test_a_project_that_cannot_be_made_spoils_only_its_own_rows(server: IngestingGateway, tmp_path: Path) -> None:
