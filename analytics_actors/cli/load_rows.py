@@ -6,11 +6,14 @@ outcome is unknown can be sent again, and a file can be loaded again, without st
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 import msgspec
+
+from analytics_actors.cli.failure import Failure
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """Four times the largest event that a gateway takes by default; a longer line is no row."""
@@ -20,6 +23,7 @@ MAX_WAITING_BYTES = 32 * 1024 * 1024
 """Rows of unfinished batches, over all projects. Thousands of projects with a few rows each fit many times."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Row(NamedTuple):
@@ -63,14 +67,15 @@ _decode = msgspec.json.Decoder(_Ids).decode
 
 
 def read_rows(paths: Iterable[Path], *, by_project: bool, advance: Callable[[int], None]) -> Iterator[Row | BadRow]:
-    """All rows of all files in order. `advance` is told how many bytes of the files were read since the last time."""
+    """All rows of all files in order. `advance` is told how many bytes of the files were read since the last time.
+    Raises `Failure` at the place where a file is damaged."""
     for path in paths:
         with path.open("rb") as raw:
             is_gzip = raw.read(2) == _GZIP_MAGIC
             raw.seek(0)
             file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_gzip else raw
             before = 0
-            for number, line in enumerate(_lines(file), start=1):
+            for number, line in enumerate(_lines(file, path), start=1):
                 if raw.tell() != before:
                     advance(raw.tell() - before)
                     before = raw.tell()
@@ -78,13 +83,24 @@ def read_rows(paths: Iterable[Path], *, by_project: bool, advance: Callable[[int
                     yield _row(stripped, path.name, number, by_project=by_project)
 
 
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines of at most MAX_LINE_BYTES + 1; of a longer one the beginning, the rest is passed over."""
-    while line := file.readline(MAX_LINE_BYTES + 1):
+def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """Lines of at most MAX_LINE_BYTES + 1; of a longer one the beginning, the rest is passed over. The first without
+    a byte order mark."""
+    first = True
+    while line := _line(file, path):
         rest = line
         while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_LINE_BYTES + 1)
-        yield line
+            rest = _line(file, path)
+        yield line.removeprefix(_BYTE_ORDER_MARK) if first else line
+        first = False
+
+
+def _line(file: IO[bytes], path: Path) -> bytes:
+    try:
+        return file.readline(MAX_LINE_BYTES + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        again = "what was read before it may have been posted; loading a whole one stores nothing twice"
+        raise Failure(f"cannot read {path} to its end: {error}; {again}") from error
 
 
 def _row(line: bytes, file_name: str, number: int, *, by_project: bool) -> Row | BadRow:
@@ -97,6 +113,8 @@ def _row(line: bytes, file_name: str, number: int, *, by_project: bool) -> Row |
         return BadRow("not_an_object" if not line.startswith(b"{") else "invalid_field", where)
     except (msgspec.DecodeError, RecursionError):
         return BadRow("invalid_json", where)
+    except UnicodeDecodeError:
+        return BadRow("invalid_unicode", where)
     project_id = (ids.projectId or ids.project_id or "") if by_project else ""
     if by_project and not project_id:
         return BadRow("missing_project", where)

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from functools import wraps
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import click
 
+from config.settings import Settings
+
 _SHORT_NAMES: dict[str, tuple[str, Any, str]] = {
     # option: setting, type, help
-    "--data": ("data", str, "folder of everything that is kept [default: ./data]"),
-    "--port": ("gateway.port", int, "port of the gateway; 0 takes any free one [default: 8080]"),
-    "--host": ("gateway.host", str, "address of the gateway [default: 127.0.0.1]"),
-    "--workers": ("gateway.workers", int, "gateway processes [default: 1]"),
-    "--shards": ("actors.shards", int, "shards that the partitions are placed on [default: 1]"),
+    "--data": ("data", str, "folder of everything that is kept"),
+    "--port": ("gateway.port", int, "port of the gateway; 0 takes any free one"),
+    "--host": ("gateway.host", str, "address of the gateway"),
+    "--workers": ("gateway.workers", int, "gateway processes"),
+    "--shards": ("actors.shards", int, "shards that the partitions are placed on"),
     "--postgres-url": ("store.postgres_url", str, "a PostgreSQL of yours instead of the embedded one"),
     "--redis-url": ("log.redis_url", str, "a Redis or Valkey of yours instead of the embedded one"),
     "--lake-url": ("lake.url", str, "s3://bucket/prefix or file:///folder [default: <data>/lake]"),
@@ -43,10 +46,16 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="any setting; `analytics-actors config` lists them",
     )
     decorated = set_option(decorated)
-    for option, (_, kind, text) in reversed(_SHORT_NAMES.items()):
-        decorated = click.option(option, type=kind, help=text)(decorated)
+    for option, (setting, kind, text) in reversed(_SHORT_NAMES.items()):
+        decorated = click.option(option, type=kind, help=_with_default(text, setting))(decorated)
     file = click.Path(exists=True, dir_okay=False, path_type=Path)
     return click.option("-c", "--config", type=file, help="TOML file with settings")(decorated)
+
+
+def _with_default(text: str, setting: str) -> str:
+    """Said and not set: a flag that is not given must not win over a file."""
+    default = attrgetter(setting)(Settings())
+    return text if default == "" else f"{text} [default: {default}]"
 
 
 def as_words(flags: Mapping[str, Any]) -> list[str]:

@@ -31,6 +31,21 @@ def test_every_setting_has_a_description() -> None:
     assert all(row["description"] for row in msgspec.json.decode(result.output))
 
 
+def test_help_tells_the_defaults_that_are() -> None:
+    told = " ".join(invoke("up", "--help").output.partition("Options:")[2].split())
+    for option, setting in {"--workers": "gateway.workers", "--port": "gateway.port", "--data": "data"}.items():
+        about = told.partition(f" {option} ")[2].partition(" --")[0]
+        assert about.endswith(f"[default: {rows()[setting][0]}]")
+
+
+def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(b"\xff\xfe[")
+    result = invoke("config", "--config", str(file))
+    assert result.exit_code == 2
+    assert "is not valid TOML" in result.output
+
+
 def test_a_list_may_be_json_or_words() -> None:
     found = rows("--set", 'windows.metrics=[{"name":"a,b"}]', "--set", "windows.revenue_properties=x, y")
     assert found["windows.metrics"] == ([{"name": "a,b"}], "flag")

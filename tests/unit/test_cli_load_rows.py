@@ -1,6 +1,8 @@
 """Rows out of files and into batches: formats, ids, bounds, what is no row."""
 
 import gzip
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analytics_actors.cli import load_rows
+from analytics_actors.cli.failure import Failure
 from analytics_actors.cli.load_rows import BadRow, Batch, Batcher, Row, read_rows, with_event_id
 
 
@@ -31,6 +34,20 @@ def test_plain_and_gzip_give_the_same_rows_whatever_they_are_called(tmp_path: Pa
     assert read(plain) == read(packed) == expected
 
 
+def test_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    line = b'{"eventId":"1","projectId":"a"}'
+    path = write(tmp_path / "a", b"\xef\xbb\xbf" + line + b"\r", b"\xef\xbb\xbf" + line)
+    assert read(path) == [Row("a", line), BadRow("invalid_json", "a:2")]
+
+
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-9], lambda packed: packed[:20], lambda packed: packed[:2]])
+def test_damaged_gzip_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "a.ndjson.gz"
+    path.write_bytes(damage(gzip.compress(b'{"eventId":"1","projectId":"a"}')))
+    with pytest.raises(Failure, match=re.escape(f"cannot read {path} to its end")):
+        read(path)
+
+
 def test_progress_adds_up_to_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a", *[b'{"eventId":"%d","projectId":"p"}' % n for n in range(5000)])
     steps: list[int] = []
@@ -44,6 +61,7 @@ def test_progress_adds_up_to_the_file(tmp_path: Path) -> None:
     [
         (b'{"eventId":"1"', "invalid_json"),
         (b'{"a":' + b"[" * 5000, "invalid_json"),
+        (b'{"projectId":"\xff"}', "invalid_unicode"),
         (b"[1]", "not_an_object"),
         (b'{"eventId":"1"}', "missing_project"),
         (b'{"eventId":"1","projectId":7}', "invalid_field"),
