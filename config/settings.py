@@ -112,7 +112,9 @@ class WindowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = msgspec.field(default_factory=list)
     cache_ttl_s: Annotated[Positive, describe("answers over closed ranges are cached in Redis so long")] = 3600
     max_points: Annotated[Positive, describe("most points in one answer")] = 100_000
-    webhook_hosts: Annotated[list[str], describe("hosts that pattern webhooks may be sent to")] = []
+    webhook_hosts: Annotated[
+        list[str], describe("hosts that pattern webhooks may be sent to: host, host:port or *.domain")
+    ] = []
     webhook_deadline_s: Annotated[Seconds, describe("deadline of one webhook request")] = 5.0
 
 

@@ -48,6 +48,7 @@ MAX_VALUE_CHARS = 200
 """A dimension's value is cut after so many characters."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
+_RESERVED = "stream"  # GET /v1/metrics/stream is another route
 _DIMENSION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _MAX_EVENT_TYPE_CHARS = 256
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
@@ -151,6 +152,8 @@ def validate(definition: MetricDefinition) -> None:
     """Raises `ValueError`; the message begins with the field's name (as in JSON) and says what to change."""
     if not _NAME.fullmatch(definition.name):
         raise ValueError("name: a letter, then letters, digits, _, . and -; 100 characters at most")
+    if definition.name == _RESERVED:
+        raise ValueError(f"name: {_RESERVED} is none that can be asked for: /v1/metrics/{_RESERVED} is another route")
     if definition.aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation: one of {', '.join(AGGREGATIONS)}")
     _validate_value(definition)

@@ -6,11 +6,12 @@ before. It goes day by day, for all metrics of the project together: `daysLeft` 
 
 from datetime import datetime
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
+from yarl import URL
 
+from analytics_actors.webhook_hosts import Refused, WebhookHosts
 from gateway.answers import Answer, json_answer
 from gateway.endpoint import Call, Endpoint, ProjectQuery
 from gateway.errors import ApiError
@@ -203,10 +204,13 @@ def _check_patterns(definition: MetricDefinition, webhook_hosts: list[str]) -> N
         check_pattern_settings(patterns)
     except ValueError as error:
         raise ApiError("invalid_body", f"patterns: {error}.", pointer="/patterns", hint=_HINT) from error
-    if patterns.webhook_url and urlsplit(patterns.webhook_url).hostname not in webhook_hosts:
-        message = "patterns: webhooks may not be sent to this host."
+    if not patterns.webhook_url:
+        return
+    try:
+        WebhookHosts(webhook_hosts).check(URL(patterns.webhook_url))
+    except (Refused, ValueError) as error:
         hint = "The operator lists the hosts that are allowed in the setting windows.webhook_hosts."
-        raise ApiError("invalid_body", message, pointer="/patterns/webhookUrl", hint=hint)
+        raise ApiError("invalid_body", f"patterns: {error}.", pointer="/patterns/webhookUrl", hint=hint) from error
 
 
 _BODY_ERRORS = ("invalid_json", "invalid_body", "invalid_parameter", "project_mismatch", "body_too_large")

@@ -70,6 +70,7 @@ async def test_replace_and_delete() -> None:
     ("change", "pointer"),
     [
         ({"name": "1x"}, "/name"),
+        ({"name": "stream"}, "/name"),
         ({"aggregation": "median"}, "/aggregation"),
         ({"property": ""}, "/property"),
         ({"dimensions": ["a.b", "c.b"]}, "/dimensions"),
@@ -87,12 +88,26 @@ async def test_what_is_wrong_is_named(change: dict[str, Any], pointer: str | Non
     assert answer.json().get("pointer") == pointer
 
 
-async def test_webhooks_go_to_allowed_hosts_only() -> None:
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("https://hooks.example/x", 201),
+        ("https://HOOKS.example/x", 201),
+        ("https://a.team.example/x", 201),
+        ("http://localhost:9000/x", 201),
+        ("http://localhost:9001/x", 400),
+        ("https://team.example/x", 400),
+        ("http://169.254.169.254/latest", 400),
+    ],
+)
+async def test_webhooks_go_to_allowed_hosts_only(url: str, status: int) -> None:
+    """As those that deliver them read the setting."""
     system = System()
-    system.statistics.settings = WindowSettings(webhook_hosts=["hooks.example"])
+    system.statistics.settings = WindowSettings(webhook_hosts=["hooks.example", "*.team.example", "localhost:9000"])
     async with system.client("admin") as client:
-        answer = await client.post(ROUTE, json=BODY | {"patterns": {"webhookUrl": "https://hooks.example/x"}})
-    assert answer.status_code == 201
+        answer = await client.post(ROUTE, json=BODY | {"patterns": {"webhookUrl": url}})
+    assert answer.status_code == status
+    assert answer.json().get("pointer") == (None if status == 201 else "/patterns/webhookUrl")
 
 
 async def test_metrics_of_a_project_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
