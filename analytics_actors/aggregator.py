@@ -16,7 +16,7 @@ The law:
 
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from analytics_actors.background import Background
@@ -104,6 +104,7 @@ class Aggregator:
     def observe(self) -> AggregatorView:
         state = self._state
         owners = list(state.partitions.values())
+        patterns = self._watch.observe()
         return AggregatorView(
             shard=self.shard,
             pid=os.getpid(),
@@ -121,10 +122,22 @@ class Aggregator:
             overflow_groups=state.windows.overflow_groups,
             recomputing=self._recompute.running,
             late_days_left=self._recompute.days_left,
-            patterns=self._watch.observe(),
-            counters=dict(state.counters.totals),
-            trouble=state.counters.troubles,
+            patterns=patterns,
+            counters=dict(state.counters.totals) | _pattern_counters(patterns),
+            trouble="; ".join(filter(None, (state.counters.troubles, *_pattern_troubles(patterns)))),
         )
+
+
+def _pattern_counters(patterns: Mapping[str, Any]) -> dict[str, float]:
+    webhooks = patterns.get("webhooks", {})
+    counts = {f"webhooks_{name}": webhooks.get(name, 0) for name in ("delivered", "retried", "given_up")}
+    return counts | {"patterns_detected": patterns.get("detections", 0)}
+
+
+def _pattern_troubles(patterns: Mapping[str, Any]) -> Iterator[str]:
+    for part, view in (("patterns", patterns), ("webhooks", patterns.get("webhooks", {}))):
+        if view.get("trouble"):
+            yield f"{part}: {view['trouble']}"
 
 
 def _view(owner: WindowPartition) -> WindowPartitionView:

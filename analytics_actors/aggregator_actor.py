@@ -96,6 +96,7 @@ class AggregatorActor:
             owns=lambda project_id: partition_of(project_id, count) in partitions,
             close_after_s=settings.windows.close_after_s,
             on_found=lambda _: webhooks.wake(),
+            webhooks=webhooks.observe,
         )
         aggregator = Aggregator(
             self._shard,

@@ -101,6 +101,40 @@ SHARD_COUNTERS = {
 }
 """By the name in the `counters` of a batcher's snapshot; they start at 0 with the actor."""
 
+WINDOW_GAUGES = {
+    "live_partitions": Metric("analytics_windows_live_partitions", "gauge", "Partitions that are counted.", ("shard",)),
+    "lag_s": Metric("analytics_windows_lag_seconds", "gauge", "From receipt to being counted, lately.", ("shard",)),
+    "watermark_ms": Metric("analytics_windows_watermark_ms", "gauge", "The latest receipt counted.", ("shard",)),
+    "open_windows": Metric("analytics_windows_open", "gauge", "Windows that have not closed.", ("shard",)),
+    "waiting_windows": Metric("analytics_windows_waiting", "gauge", "Closed ones, not yet rolled up.", ("shard",)),
+    "resident_windows": Metric("analytics_windows_resident", "gauge", "Windows kept in memory.", ("shard",)),
+    "resident_bytes": Metric("analytics_windows_resident_bytes", "gauge", "Bytes of those.", ("shard",)),
+    "groups": Metric("analytics_windows_groups", "gauge", "Dimension tuples known in memory.", ("shard",)),
+    "late_days_left": Metric("analytics_windows_late_days", "gauge", "Days to be counted again.", ("shard",)),
+}
+"""By the field of an aggregator's snapshot."""
+
+WINDOW_COUNTERS = {
+    "events_counted": Metric("analytics_windows_events", "counter", "Events counted in windows.", ("shard",)),
+    "events_late": Metric("analytics_windows_late_events", "counter", "Events too late for windows.", ("shard",)),
+    "overflow_events": Metric(
+        "analytics_windows_overflow", "counter", "Events counted under __other__: too many groups.", ("shard",)
+    ),
+    "windows_published": Metric("analytics_windows_published", "counter", "Windows written to Redis.", ("shard",)),
+    "windows_closed": Metric("analytics_windows_closed", "counter", "Windows that have closed.", ("shard",)),
+    "windows_rolled_up": Metric("analytics_windows_rolled_up", "counter", "Roll-ups written.", ("shard",)),
+    "days_recomputed": Metric("analytics_windows_recomputed_days", "counter", "Days counted again.", ("shard",)),
+    "rebuilds": Metric("analytics_windows_rebuilds", "counter", "Partitions counted anew after a loss.", ("shard",)),
+    "log_gaps": Metric(
+        "analytics_windows_log_gaps", "counter", "Times the log had trimmed what was wanted.", ("shard",)
+    ),
+    "patterns_detected": Metric("analytics_patterns", "counter", "Patterns detected.", ("shard",)),
+    "webhooks_delivered": Metric("analytics_webhooks_delivered", "counter", "Webhooks delivered.", ("shard",)),
+    "webhooks_retried": Metric("analytics_webhooks_retried", "counter", "Tries that are to be repeated.", ("shard",)),
+    "webhooks_given_up": Metric("analytics_webhooks_given_up", "counter", "Webhooks given up.", ("shard",)),
+}
+"""By the name in the `counters` of an aggregator's snapshot; they start at 0 with the actor."""
+
 LAKE_GAUGES = {
     "lag_records": Metric(
         "analytics_lake_lag_records", "gauge", "Log records stored, not yet in the lake.", ("shard",)
@@ -184,8 +218,12 @@ BATCH_COUNTERS = {
 """By the name in its `counters`; they start at 0 with the controller."""
 
 SHARD_METRICS = (*SHARD_GAUGES.values(), *SHARD_COUNTERS.values())
+WINDOW_METRICS = (*WINDOW_GAUGES.values(), *WINDOW_COUNTERS.values())
 LAKE_METRICS = (*LAKE_GAUGES.values(), *LAKE_COUNTERS.values())
 KEEPER_METRICS = (*KEEPER_GAUGES.values(), *KEEPER_COUNTERS.values())
 BATCH_METRICS = (*BATCH_GAUGES.values(), *BATCH_COUNTERS.values())
 
-CATALOGUE = (*GATEWAY_METRICS, *SHARD_METRICS, *LAKE_METRICS, *KEEPER_METRICS, *BATCH_METRICS)
+CATALOGUE = (
+    *(*GATEWAY_METRICS, *SHARD_METRICS, *WINDOW_METRICS),
+    *(*LAKE_METRICS, *KEEPER_METRICS, *BATCH_METRICS),
+)

@@ -7,10 +7,13 @@ supervisor sets, and any worker answers for all of them.
 import os
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -148,32 +151,60 @@ class Exposition:
     ) -> None:
         self._snapshot = Recent(snapshot, ttl_s=SNAPSHOT_TTL_S)
         self._shards = _ViewCollector(catalogue.SHARD_GAUGES, catalogue.SHARD_COUNTERS)
+        self._windows = _ViewCollector(catalogue.WINDOW_GAUGES, catalogue.WINDOW_COUNTERS)
         self._lake = _ViewCollector(catalogue.LAKE_GAUGES, catalogue.LAKE_COUNTERS)
         self._keeper = _ViewCollector(catalogue.KEEPER_GAUGES, catalogue.KEEPER_COUNTERS)
         self._batch = _ViewCollector(catalogue.BATCH_GAUGES, catalogue.BATCH_COUNTERS)
         self._metrics = metrics
         self._registry = metrics.registry
-        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if folder:
             self._registry = CollectorRegistry()
             MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
-        self._registry.register(self._shards)
-        self._registry.register(self._lake)
-        self._registry.register(self._keeper)
-        self._registry.register(self._batch)
-        ProcessCollector(registry=self._registry)
+        for views in (self._shards, self._windows, self._lake, self._keeper, self._batch):
+            self._registry.register(views)
+        self._registry.register(_WorkerProcesses(Path(folder) if folder else None))
 
     async def text(self) -> bytes:
         self._metrics.flush()
         snapshot = await self._snapshot.get()
         shards = snapshot["shards"]
         self._shards.views = [(str(row["shard"]), row["view"]) for row in shards if row["view"]]
-        exporters = [(str(row["shard"]), row.get("exporter")) for row in shards]
-        self._lake.views = [(shard, found["view"]) for shard, found in exporters if found and found["view"]]
+        self._windows.views = _views_of(shards, "aggregator")
+        self._lake.views = _views_of(shards, "exporter")
         keeper = snapshot.get("lakeKeeper")
         self._keeper.views = [("", keeper["view"])] if keeper and keeper["view"] else []
         batch = snapshot.get("batch")
         self._batch.views = [("", batch)] if batch else []
         return generate_latest(self._registry)
+
+
+class _WorkerProcesses(Collector):
+    """What the system knows of the process of each worker, by pid: whichever answers a scrape, a counter of one
+    is not followed by that of another. `folder` has the files of live workers; without one there is only this."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterable[Family]:
+        families: dict[str, Family] = {}
+        for pid in sorted(self._pids()):
+            for found in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                family = families.setdefault(found.name, Family(found.name, found.documentation, found.type))
+                for sample in found.samples:
+                    family.add_sample(sample.name, {"pid": str(pid)}, sample.value)
+        return families.values()
+
+    def _pids(self) -> set[int]:
+        if self._folder is None:
+            return {os.getpid()}
+        return {int(path.stem.rpartition("_")[2]) for path in self._folder.glob("gauge_live*_*.db")}
+
+
+def _views_of(shards: Iterable[Mapping[str, Any]], kind: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """By shard, of those that have such an actor and whose actor answers."""
+    actors = [(str(row["shard"]), row.get(kind)) for row in shards]
+    return [(shard, actor["view"]) for shard, actor in actors if actor and actor["view"]]
 
 
 class _ViewCollector(Collector):

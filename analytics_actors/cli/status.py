@@ -1,6 +1,7 @@
 """`analytics-actors status`."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
@@ -32,6 +33,9 @@ def status(api: Api, partitions: bool, as_json: bool) -> None:
     print_table("gateways", _GATEWAY_COLUMNS, [_gateway_row(gateway) for gateway in answer["gateways"]])
     print_table("spools", _SPOOL_COLUMNS, [_spool_row(spool) for spool in answer["spools"]])
     print_table("shards", _SHARD_COLUMNS, [_shard_row(shard) for shard in answer["shards"]])
+    aggregators = [shard["aggregator"] for shard in answer["shards"] if shard.get("aggregator")]
+    if aggregators:
+        print_table("aggregators", _AGGREGATOR_COLUMNS, [_aggregator_row(aggregator) for aggregator in aggregators])
     exporters = [shard["exporter"] for shard in answer["shards"] if shard.get("exporter")]
     if exporters:
         print_table("exporters", _EXPORTER_COLUMNS, [_exporter_row(exporter) for exporter in exporters])
@@ -45,7 +49,7 @@ def status(api: Api, partitions: bool, as_json: bool) -> None:
     for shard in answer["shards"]:
         if trouble := (shard.get("view") or {}).get("trouble"):
             click.echo(f"shard {shard['shard']} waits: {trouble}")
-    for actor in [*exporters, *([keeper] if keeper else [])]:
+    for actor in [*aggregators, *exporters, *([keeper] if keeper else [])]:
         if trouble := (actor["view"] or {}).get("trouble"):
             click.echo(f"{actor['actor']} waits: {trouble}")
 
@@ -53,6 +57,21 @@ def status(api: Api, partitions: bool, as_json: bool) -> None:
 _GATEWAY_COLUMNS = ["#worker", "#pid", "#up s", "in flight", "lanes"]
 _SPOOL_COLUMNS = ["spool", "#batches", "size", "#damaged", "trouble"]
 _SHARD_COLUMNS = ["#shard", "state", "#pid", "partitions", "#queued", "#lag events", "#lag s", "log", "#restarts"]
+_AGGREGATOR_COLUMNS = [
+    *(
+        "aggregator",
+        "state",
+        "#pid",
+        "#live",
+        "watermark",
+        "#lag s",
+        "#open windows",
+        "#groups",
+        "held",
+        "#late events",
+    ),
+    *("#days to recount", "#restarts"),
+]
 _EXPORTER_COLUMNS = ["exporter", "state", "#pid", "#lag records", "held", "#plan", "#files", "#events", "#restarts"]
 _KEEPER_COLUMNS = [
     *("keeper", "state", "#pid", "#hours to compact", "#merge", "#files merged", "merged", "#files removed", "removed"),
@@ -99,6 +118,27 @@ def _shard_row(shard: Mapping[str, Any]) -> Sequence[Any]:
         view["lag_s"],
         bytes_text(view["log_bytes"]),
         restarts,
+    )
+
+
+def _aggregator_row(aggregator: Mapping[str, Any]) -> Sequence[Any]:
+    view = aggregator["view"]
+    if view is None:
+        return (aggregator["actor"], aggregator["state"], *[None] * 9, aggregator["replaced"])
+    watermark_s = view["watermark_ms"] / 1000
+    return (
+        aggregator["actor"],
+        aggregator["state"],
+        str(view["pid"]),
+        view["live_partitions"],
+        datetime.fromtimestamp(watermark_s, UTC).strftime("%Y-%m-%d %H:%M:%S") if watermark_s else None,
+        view["lag_s"],
+        view["open_windows"],
+        view["groups"],
+        bytes_text(view["resident_bytes"]),
+        view["late_events"],
+        view["late_days_left"],
+        aggregator["replaced"],
     )
 
 

@@ -13,7 +13,7 @@ The law:
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -54,16 +54,19 @@ class PatternWatch:
         owns: Callable[[str], bool],
         close_after_s: float,
         on_found: Callable[[Sequence[Detection]], None] = lambda _: None,
+        webhooks: Callable[[], Mapping[str, Any]] = dict,
         clock: Callable[[], float] = time.time,
         settle_s: float = SETTLE_S,
     ) -> None:
-        """`owns` says whether the shard has that project now; `on_found` is told what was stored newly."""
+        """`owns` says whether the shard has that project now; `on_found` is told what was stored newly; `webhooks`
+        tells how its deliveries stand, for `observe`."""
         self._store = store
         self._rollups = rollups
         self._definition = definition
         self._owns = owns
         self._close_after_s = close_after_s
         self._on_found = on_found
+        self._webhooks = webhooks
         self._clock = clock
         self._settled_s = clock() + settle_s
         self._watched: dict[tuple[str, str], Watched] = {}
@@ -104,6 +107,7 @@ class PatternWatch:
             "unwatchedWindows": self._unwatched,
             "unsaved": sum(len(watched.found) for watched in self._watched.values()),
             "detections": self._detections,
+            "webhooks": dict(self._webhooks()),
             "trouble": self._trouble,
         }
 

@@ -253,7 +253,14 @@ class FakeStatus:
         view = {"open_partitions": 64, "waiting_events": 1, "waiting_bytes": 2, "lag_events": 3, "lag_s": 0.5}
         view |= {"log_bytes": 4, "resident_bytes": 5, "window_ids": 6, "window_bytes": 7}
         lake = {"lag_records": 4, "held_s": 1.5, "resident_bytes": 9, "counters": {"files_written": 2.0}}
-        shard = {"shard": 0, "view": view | {"counters": {"events_stored": 8.0}}, "exporter": {"view": lake}}
+        windows = {"live_partitions": 64, "lag_s": 0.5, "watermark_ms": 1, "open_windows": 12, "waiting_windows": 0}
+        windows |= {"resident_windows": 3, "resident_bytes": 9, "groups": 4, "late_days_left": 0}
+        shard = {
+            "shard": 0,
+            "view": view | {"counters": {"events_stored": 8.0}},
+            "aggregator": {"view": windows | {"counters": {"events_late": 11.0}}},
+            "exporter": {"view": lake},
+        }
         kept = {"hours_to_compact": 6, "hours_set_aside": 0, "strangers": 0, "last_run_ms": 1}
         kept |= {"destinations": 2, "destinations_failing": 1, "last_retention_ms": 1}
         keeper = {"view": kept | {"counters": {"files_merged": 5.0}}}

@@ -57,6 +57,22 @@ def test_events_are_counted_once_and_rolled_up_when_their_windows_close() -> Non
     in_system(test)
 
 
+def test_what_patterns_and_webhooks_wait_for_is_seen_in_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    webhooks = {"delivered": 5, "retried": 2, "given_up": 1, "trouble": "PostgreSQL is away"}
+
+    async def test(system: System) -> None:
+        patterns = {"detections": 3, "webhooks": webhooks, "trouble": "roll-ups are away"}
+        monkeypatch.setattr(system.current._watch, "observe", lambda: patterns)
+        view = system.current.observe()
+        counts = ("patterns_detected", "webhooks_delivered", "webhooks_retried", "webhooks_given_up")
+        assert [view.counters[name] for name in counts] == [3, 5, 2, 1]
+        assert view.trouble == "patterns: roll-ups are away; webhooks: PostgreSQL is away"
+        monkeypatch.setattr(system.current._watch, "observe", dict)
+        assert system.current.observe().trouble == ""
+
+    in_system(test)
+
+
 def test_late_events_change_their_windows_and_later_ones_their_days() -> None:
     async def test(system: System) -> None:
         await system.send("p", events(system, 0, 3600, 20 * 3600))

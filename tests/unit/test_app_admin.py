@@ -147,6 +147,8 @@ async def test_metrics_show_the_catalogue_and_the_shards() -> None:
     assert answer.headers["content-type"].startswith("text/plain")
     assert 'analytics_shard_lag_events{shard="0"} 3.0' in answer.text
     assert 'analytics_store_events_total{shard="0"} 8.0' in answer.text
+    assert 'analytics_windows_open{shard="0"} 12.0' in answer.text
+    assert 'analytics_windows_late_events_total{shard="0"} 11.0' in answer.text
     assert 'analytics_lake_lag_records{shard="0"} 4.0' in answer.text
     assert 'analytics_lake_files_total{shard="0"} 2.0' in answer.text
     assert "analytics_lake_hours_to_compact 6.0" in answer.text

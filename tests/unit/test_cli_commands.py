@@ -33,6 +33,23 @@ GATEWAY = {
     "lanes": ["spooling"],
 }
 SPOOL = {"spool": "spool-0", "batches": 1, "bytes": 2048, "damaged": 0}
+AGGREGATOR = {
+    "actor": "aggregator-0",
+    "state": "open",
+    "replaced": 0,
+    "view": {
+        "pid": 68,
+        "live_partitions": 64,
+        "watermark_ms": 1_777_640_000_500,
+        "lag_s": 0.75,
+        "open_windows": 4321,
+        "groups": 17,
+        "resident_bytes": 9 * 1024 * 1024,
+        "late_events": 23,
+        "late_days_left": 2,
+        "trouble": "windows: Redis does not answer",
+    },
+}
 EXPORTER = {
     "actor": "exporter-0",
     "state": "open",
@@ -50,8 +67,14 @@ STATUS = {
     "gateways": [GATEWAY],
     "spools": [SPOOL],
     "shards": [
-        {"shard": 0, "state": "open", "replaced": 2, "view": VIEW, "exporter": EXPORTER},
-        {"shard": 1, "state": "silent", "view": None, "exporter": EXPORTER | {"actor": "exporter-1", "view": None}},
+        {"shard": 0, "state": "open", "replaced": 2, "view": VIEW, "aggregator": AGGREGATOR, "exporter": EXPORTER},
+        {
+            "shard": 1,
+            "state": "silent",
+            "view": None,
+            "aggregator": AGGREGATOR | {"actor": "aggregator-1", "view": None},
+            "exporter": EXPORTER | {"actor": "exporter-1", "view": None},
+        },
     ],
     "lakeKeeper": {
         "actor": "lake-keeper",
@@ -93,6 +116,14 @@ def test_status_shows_shards_services_and_trouble(gateway: FakeGateway, data: Pa
     for text in ("0-2 5", "1,200", "3.0 MiB", "no answer within 2.0 s", "silent", "PostgreSQL does not answer"):
         assert text in result.output
     for text in ("321", "1,234", "7.0 MiB", "lake-keeper waits: compaction: a file is missing"):
+        assert text in result.output
+    for text in (
+        "aggregator-1",
+        "2026-05-01",
+        "4,321",
+        "9.0 MiB",
+        "aggregator-0 waits: windows: Redis does not answer",
+    ):
         assert text in result.output
     for text in ("exporter-1", "5.0 MiB", "4,000", "exporter-0 waits: object store: away"):
         assert text in result.output
