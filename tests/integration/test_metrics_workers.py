@@ -1,6 +1,7 @@
 """Metrics of several workers: any of them answers for all, also for one that is gone."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,4 +43,13 @@ def test_counts_of_all_workers_are_summed(tmp_path: Path) -> None:
     assert [f"{buckets % le} {n}" in text for le, n in (("0.002", 0.0), ("0.005", 3.0), ("+Inf", 3.0))] == [True] * 3
     assert 'analytics_events_total{outcome="accepted"} 15.0' in text
     assert 'analytics_event_rejections_total{code="too_deep"} 6.0' in text
-    assert "process_resident_memory_bytes" in text
+
+
+def test_processes_are_told_apart(tmp_path: Path) -> None:
+    """Else the counters of one would be followed by another's, as the scrapes meet them."""
+    run(WORKER, tmp_path)
+    (gone,) = tmp_path.glob("gauge_livesum_*.db")
+    gone.rename(tmp_path / f"gauge_livesum_{os.getpid()}.db")
+    seconds = re.findall(r'^process_cpu_seconds_total{pid="(\d+)"} [0-9.]+$', run(SCRAPED, tmp_path), re.MULTILINE)
+    assert len(seconds) == 2
+    assert str(os.getpid()) in seconds
