@@ -8,11 +8,12 @@
     DATA/postgres, valkey, ray, gateway, and lake when that has no other place
 
 The folder itself may be entered by others (0711), so that PostgreSQL can run as another user where it must;
-what is in it is ours alone (`up` runs with umask 077).
+what is in it is ours alone (`up` runs with umask 077). One that was there before loses no permission.
 """
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,8 +49,10 @@ class DataFolder:
 
     def create(self) -> None:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.path.chmod(0o711)
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            mode = stat.S_IMODE(self.path.stat().st_mode)
+            if mode & 0o011 != 0o011:
+                self.path.chmod(mode | 0o011)
             self.logs.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise Misconfigured(

@@ -13,6 +13,7 @@ import msgspec
 
 from analytics_actors.process_identity import ProcessIdentity, end_session, identify, session_members
 from storage.embedded.process import write_private
+from storage.errors import Misconfigured
 
 
 class Manner(NamedTuple):
@@ -39,32 +40,40 @@ class Children(msgspec.Struct):
 
 
 class RunFile:
-    """Written by several threads of one `up`, read by the next."""
+    """Written by several threads of one `up`, read by the next; what an `up` has to stop itself it knows without it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._own: dict[str, ProcessIdentity] = {}
 
     def record(self, name: str, pid: int) -> None:
         identity = identify(pid)
         if identity is not None:
             with self._lock:
-                self._write(self.children() | {name: identity})
+                self._own[name] = identity
+                self._write()
 
     def forget(self, name: str) -> None:
         with self._lock:
-            children = self.children()
-            if children.pop(name, None) is not None:
-                self._write(children)
+            if self._own.pop(name, None) is not None:
+                self._write()
 
     def children(self) -> dict[str, ProcessIdentity]:
+        """What the file names. Raises `Misconfigured`."""
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=Children).children
         except FileNotFoundError:
             return {}
+        except msgspec.DecodeError as error:
+            raise Misconfigured(
+                f"cannot read {self._path}: {error}. It names the processes that an `up` has left behind: end those of "
+                "this folder, if there are any, and delete the file"
+            ) from error
 
     def stop_leftovers(self) -> list[str]:
-        """End what is left of an `up` that is gone, and return the names. Only the folder's holder may call it."""
+        """End what is left of an `up` that is gone, and return the names. Only the folder's holder may call it, and
+        before it starts anything. Raises `Misconfigured`."""
         children = self.children()
         ended = []
         for name, manner in MANNERS.items():
@@ -75,5 +84,5 @@ class RunFile:
         self._path.unlink(missing_ok=True)
         return ended
 
-    def _write(self, children: dict[str, ProcessIdentity]) -> None:
-        write_private(self._path, msgspec.json.encode(Children(children)))
+    def _write(self) -> None:
+        write_private(self._path, msgspec.json.encode(Children(self._own)))

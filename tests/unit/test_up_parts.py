@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -53,6 +54,12 @@ def test_others_may_pass_through_the_folder_and_read_nothing(folder: DataFolder)
     assert folder.logs.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_folder_that_was_there_loses_no_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    DataFolder(tmp_path).create()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Misconfigured, match="choose another folder"):
@@ -85,6 +92,19 @@ def test_what_was_stopped_is_forgotten(folder: DataFolder, sleeper: "subprocess.
     run_file.forget("ray")
     run_file.forget("never there")
     assert list(run_file.children()) == ["gateway"]
+
+
+def test_a_damaged_list_of_leftovers_is_told_and_keeps_nobody_from_stopping(
+    folder: DataFolder, sleeper: "subprocess.Popen[bytes]"
+) -> None:
+    run_file = RunFile(folder.run_file)
+    run_file.record("ray", sleeper.pid)
+    for damage in (b"", b"{", b'{"children":{"ray":7}}'):
+        folder.run_file.write_bytes(damage)
+        with pytest.raises(Misconfigured, match=r"run\.json.*delete the file"):
+            down(folder)
+    run_file.forget("ray")
+    assert down(folder) == []
 
 
 def test_down_ends_leftovers_when_no_up_runs(folder: DataFolder, sleeper: "subprocess.Popen[bytes]") -> None:
