@@ -284,7 +284,7 @@ class Onlooker:
                     self.failures[f"{type(error).__name__} {status}"] += 1
                 else:
                     self._take(read_answer(answer))
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.2)
 
     def _take(self, answer: dict[str, Any]) -> None:
         self.answers += 1

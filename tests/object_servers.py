@@ -68,6 +68,16 @@ class ObjectServer:
         client.close()
         return name
 
+    def download(self, bucket: str, folder: Path) -> None:
+        """All objects of the bucket, under their keys."""
+        client = self.client()
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for found in page.get("Contents", []):
+                target = folder / found["Key"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                client.download_file(bucket, found["Key"], str(target))
+        client.close()
+
     def stop(self) -> None:
         for process in self.processes:
             process.terminate()

@@ -28,7 +28,7 @@ class QueryOnlooker:
             while not over.is_set():
                 await self.ask(http)
                 # Each query is a process of its own: without a pause it would be a core's work.
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.5)
 
     async def ask(self, http: httpx.AsyncClient) -> None:
         url = f"/v1/query?projectId={self.client.project}"

@@ -55,8 +55,8 @@ FAST = {
 soon, and stay as they were written; what is done once a day is done by command only, whatever the time. The dashboard
 costs seconds of CPU with every start of Ray: one module's system has it, as users do, and the tests of the node."""
 
-PAUSE_S = 0.03
-"""Between a worker's requests: some hundred a second in all, so that what was killed does not start beside a machine
+PAUSE_S = 0.06
+"""Between a worker's requests: some sixty a second in all, so that what was killed does not start beside a machine
 that has no time."""
 
 

@@ -36,7 +36,7 @@ def watched(metric_client: MetricClient) -> Watched:
         ]
         asking = [asyncio.create_task(onlooker.run()) for onlooker in onlookers]
         try:
-            async with metric_client.loading(workers=2, pause_s=0.02):
+            async with metric_client.loading(workers=2, pause_s=0.04):
                 yield onlookers
         finally:
             for task in asking:

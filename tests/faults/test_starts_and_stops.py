@@ -1,24 +1,27 @@
-"""SIGTERM under load, kill -9 of `up` itself, each with another number of shards afterwards; and small bounds that are
-reached: a full spool, a log that does not wait for the lake any more. All on one system of this module.
+"""SIGTERM under load, kill -9 of `up` itself, each with another number of shards afterwards; small bounds that are
+reached: a full spool, a log that does not wait for the lake any more; and an object store that goes away and comes
+back. All on one system of this module, whose lake is in S3.
 """
 
 import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.lake_reading import check_lake, exporters, wait_exported
+from tests.lake_reading import check_lake, exporters, read_rows, wait_exported
+from tests.object_servers import ObjectServer
 from tests.system import Client, RunningSystem
 
 pytestmark = pytest.mark.timeout(240)
 
 EXPORTER = "ray::Exporter"
+PREFIX = "some/prefix"
 LOG_BYTES = 400_000
 SMALL = {
     "ANALYTICS_LOG_MAX_BYTES": str(LOG_BYTES),
@@ -26,18 +29,42 @@ SMALL = {
     "ANALYTICS_GATEWAY_WORKERS": "1",
     # An exporter that is stopped here is to stay in its place.
     "ANALYTICS_ACTORS_UNRESPONSIVE_AFTER_S": "100",
+    "ANALYTICS_LAKE_PATH_STYLE": "true",
+    "ANALYTICS_LAKE_REQUEST_TIMEOUT_S": "1",
 }
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSystem]:
+def bucket(moto_server: ObjectServer) -> str:
+    return moto_server.make_bucket()
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory, moto_server: ObjectServer, bucket: str) -> Iterator[RunningSystem]:
     folder: Path = tmp_path_factory.mktemp("small") / "data"
-    running = RunningSystem(folder, arguments=("--port", "0"), environment=SMALL)
+    lake = {"ANALYTICS_LAKE_URL": f"s3://{bucket}/{PREFIX}", "ANALYTICS_LAKE_ENDPOINT_URL": moto_server.endpoint_url}
+    running = RunningSystem(folder, arguments=("--port", "0"), environment=SMALL | lake | moto_server.environment())
     try:
         running.start("--shards", "1")
         yield running
     finally:
         running.close()
+
+
+CheckBucket = Callable[[Client], Awaitable[None]]
+
+
+@pytest.fixture
+def check_bucket(moto_server: ObjectServer, bucket: str, tmp_path: Path) -> CheckBucket:
+    """`check_lake` of what is in the bucket."""
+
+    async def check(client: Client) -> None:
+        await wait_exported(client.system)
+        await asyncio.to_thread(moto_server.download, bucket, tmp_path)
+        await check_lake(client, tmp_path / PREFIX)
+        assert read_rows([f"{tmp_path}/**/*.parquet"])
+
+    return check
 
 
 async def test_a_full_spool_refuses_and_recovers(system: RunningSystem, client: Client) -> None:
@@ -56,7 +83,9 @@ async def test_a_full_spool_refuses_and_recovers(system: RunningSystem, client: 
     await client.check()
 
 
-async def test_the_log_is_trimmed_beyond_a_stopped_lake(system: RunningSystem, client: Client) -> None:
+async def test_the_log_is_trimmed_beyond_a_stopped_lake(
+    system: RunningSystem, client: Client, check_bucket: CheckBucket
+) -> None:
     """At half of its bound it does not wait: the exporter finds the rest in PostgreSQL."""
     await wait_exported(system)
     exporter = system.pid_of(EXPORTER)
@@ -75,10 +104,32 @@ async def test_the_log_is_trimmed_beyond_a_stopped_lake(system: RunningSystem, c
             os.kill(exporter, signal.SIGKILL)
     client.check_logged()
     await client.check()
-    await check_lake(client, system.data / "lake")
+    await check_bucket(client)
     async with asyncio.timeout(30):
         while not (view := exporters(system)[0]["view"]) or not view["counters"].get("events_read_back"):
             await asyncio.sleep(0.2)
+
+
+async def test_the_object_store_away_and_back(
+    system: RunningSystem, client: Client, moto_server: ObjectServer, check_bucket: CheckBucket
+) -> None:
+    moto_server.pause()
+    try:
+        async with client.posting(workers=2):
+            async with asyncio.timeout(60):
+                while not (view := exporters(system)[0]["view"]) or "object store" not in view["trouble"]:
+                    await asyncio.sleep(0.1)
+        assert view["lag_records"] > 0
+        await client.check()
+        # What a crash leaves behind must not matter either.
+        await asyncio.to_thread(system.kill, EXPORTER)
+        await client.run(seconds=1, workers=1)
+    finally:
+        moto_server.resume()
+    await client.check()
+    assert set(client.statuses) == {202}
+    client.check_logged()
+    await check_bucket(client)
 
 
 def shards(system: RunningSystem) -> list[dict[str, Any]]:
