@@ -40,6 +40,8 @@ def start_detached(
     """
     reader, writer = os.pipe()
     with log_path.open("ab") as log:
+        # Its end is shown when this start fails: what an earlier one said would be taken for the reason.
+        log.truncate(0)
         child = subprocess.Popen(
             [sys.executable, *command, option, str(writer)],
             stdin=subprocess.DEVNULL,

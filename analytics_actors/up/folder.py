@@ -61,8 +61,9 @@ class DataFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder. Raises `FolderInUse`. The lock ends with the process, however that ends."""
-        with os.fdopen(os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+        """Hold the folder. Raises `FolderInUse`, and `Misconfigured` when nothing can be written there. The lock ends
+        with the process, however that ends."""
+        with os.fdopen(self._open_lock(), "r+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -76,6 +77,12 @@ class DataFolder:
                 file.seek(0)
                 file.truncate()
                 file.flush()
+
+    def _open_lock(self) -> int:
+        try:
+            return os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise Misconfigured(f"cannot write to {self.path}: {error.strerror}") from error
 
     def holder(self) -> int | None:
         """The pid of the `up` that holds the folder, or None when nobody does."""

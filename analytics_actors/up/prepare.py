@@ -121,7 +121,12 @@ def main() -> int:
     parser.add_argument("--connection", type=Path)
     arguments = parser.parse_args()
     settings = Settings.from_json(arguments.settings.read_bytes())
-    kept = Connection.load(arguments.connection) if arguments.connection else None
+    try:
+        kept = Connection.load(arguments.connection) if arguments.connection else None
+    except ValueError as error:
+        advice = "put it back as it was, or delete it: new keys are made then, and the old ones stay valid"
+        sys.stderr.write(f"cannot read {arguments.connection}: {error}; {advice}\n")
+        return 1
     try:
         prepared = asyncio.run(prepare(settings, kept))
     except StorageError as error:

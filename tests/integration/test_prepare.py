@@ -9,7 +9,7 @@ import redis
 from msgspec.structs import replace
 
 from analytics_actors.up.connection import Connection, Prepared
-from analytics_actors.up.prepare import prepare
+from analytics_actors.up.prepare import main, prepare
 from config import Settings
 from config.settings import LakeSettings, LogSettings, StoreSettings, WindowSettings
 from storage.embedded.valkey import EmbeddedValkey
@@ -171,3 +171,17 @@ async def test_a_database_that_is_away_is_told(settings: Settings) -> None:
     away = replace(settings, store=replace(settings.store, postgres_url="postgresql://a:b@127.0.0.1:1/x"))
     with pytest.raises(Unavailable, match="did not answer: ConnectionRefusedError"):
         await prepare(away, None)
+
+
+def test_a_damaged_connection_file_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings_file, connection_file = tmp_path / "settings.json", tmp_path / "connection.json"
+    settings_file.write_bytes(Settings().to_json())
+    connection_file.write_text("{")
+    words = ["--settings", str(settings_file), "--connection", str(connection_file)]
+    monkeypatch.setattr("sys.argv", ["prepare", *words])
+    assert main() == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"cannot read {connection_file}: ")
+    assert "delete it" in said

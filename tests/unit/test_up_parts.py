@@ -66,6 +66,12 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         DataFolder(tmp_path / "file" / "data").create()
 
 
+def test_a_folder_that_cannot_be_written_is_told(folder: DataFolder) -> None:
+    (folder.path / "lock").mkdir()
+    with pytest.raises(Misconfigured, match="cannot write to"), folder.locked():
+        pass
+
+
 def test_leftovers_of_a_killed_up_are_stopped(folder: DataFolder, sleeper: "subprocess.Popen[bytes]") -> None:
     run_file = RunFile(folder.run_file)
     run_file.record("valkey", sleeper.pid)
@@ -227,13 +233,15 @@ def test_a_child_is_killed_when_late_or_not_wanted(
 @pytest.mark.parametrize(("ends_well", "last"), [(True, "progress.ready()"), (False, "sys.exit(1)")])
 def test_a_detached_child_says_how_it_goes(tmp_path: Path, ends_well: bool, last: str) -> None:
     code = "import sys; from analytics_actors.up.daemon import Progress; progress = Progress(int(sys.argv[-1]))"
-    code += f"; progress.report('one\\ntwo'); {last}"
+    code += f"; progress.report('one\\ntwo'); print('words'); {last}"
     said: list[str] = []
     log_path = tmp_path / "log"
+    log_path.write_text("what an earlier one said")
     child = daemon.start_detached(["-c", code], log_path=log_path, report=said.append, option="--ready-fd")
     assert (child is not None, said) == (ends_well, ["one two"])
     if child is not None:
         child.wait()
+    assert log_path.read_text() == "words\n"
 
 
 def test_connection_is_kept_for_its_owner_only(tmp_path: Path) -> None:
