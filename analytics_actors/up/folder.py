@@ -48,6 +48,7 @@ class DataFolder:
         self._lock_file = self.path / "lock"
 
     def create(self) -> None:
+        """Raises `Misconfigured` when it cannot be made or nothing can be written there."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             mode = stat.S_IMODE(self.path.stat().st_mode)
@@ -58,6 +59,7 @@ class DataFolder:
             raise Misconfigured(
                 f"cannot make {self.path}: {error.strerror}; choose another folder with --data"
             ) from error
+        os.close(self._open_lock())
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -67,7 +67,10 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_told(folder: DataFolder) -> None:
+    (folder.path / "lock").unlink()
     (folder.path / "lock").mkdir()
+    with pytest.raises(Misconfigured, match="cannot write to"):
+        folder.create()
     with pytest.raises(Misconfigured, match="cannot write to"), folder.locked():
         pass
 
