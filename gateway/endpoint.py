@@ -182,7 +182,7 @@ async def _read_body(request: Request, to: Any, budget: BodyBudget) -> Any:
         return msgspec.json.decode(raw, type=to)
     except msgspec.ValidationError as error:
         message, pointer = _explain(error)
-        raise ApiError("invalid_body", message, pointer=pointer, hint="See /openapi.json for its form.") from error
+        raise ApiError("invalid_body", message, pointer=pointer) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError("invalid_json", f"This is not valid JSON: {error}.") from error
     finally:

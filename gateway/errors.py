@@ -34,11 +34,7 @@ class ErrorBody(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True
 
 _REQUEST_ERRORS = {
     "invalid_json": ErrorKind(400, "This is not valid JSON.", "Send RFC 8259 JSON in UTF-8."),
-    "invalid_body": ErrorKind(
-        400,
-        "The body does not have the expected form.",
-        'Send one event as an object; a batch as an array, as {"events": […]} or as NDJSON.',
-    ),
+    "invalid_body": ErrorKind(400, "The body does not have the expected form.", "See /openapi.json for its form."),
     "invalid_parameter": ErrorKind(400, "A query parameter cannot be used.", "See /openapi.json for its form."),
     "inflate_failed": ErrorKind(
         400, "The body cannot be decompressed.", "Check that Content-Encoding names what was applied, once."
@@ -51,7 +47,7 @@ _REQUEST_ERRORS = {
     "method_not_allowed": ErrorKind(405, "This route does not take this method.", "The Allow header lists those."),
     "timeout": ErrorKind(408, "The request was not complete in time.", "Send it again.", 1),
     "conflict": ErrorKind(409, "This exists already."),
-    "body_too_large": ErrorKind(413, "The body is larger than the limit.", "Send fewer events a request."),
+    "body_too_large": ErrorKind(413, "The body is larger than the limit.", "Send less in a request."),
     "too_many_events": ErrorKind(413, "The request has more events than the limit.", "Split it into several."),
     "sql_invalid": ErrorKind(400, "This is not SQL that can be run.", "See the message for the place."),
     "sql_not_allowed": ErrorKind(
@@ -66,9 +62,6 @@ _REQUEST_ERRORS = {
     ),
     "query_too_large": ErrorKind(
         422, "The query reads more than fits on this machine.", "Ask for a shorter time range: timestamp >= …"
-    ),
-    "unsupported_media_type": ErrorKind(
-        415, "This content type is not taken here.", "Send application/json or application/x-ndjson."
     ),
     "unsupported_encoding": ErrorKind(
         415, "This content encoding is not taken.", "Use one of gzip, zstd, br, deflate or none, and only once."

@@ -58,7 +58,8 @@ def split_envelope(body: bytes, *, max_events: int) -> list[bytes]:
         if named is not None and _is_events(named[1]):
             events = member[named.end() :].strip(_WHITESPACE)
     if events is None or not events.startswith(b"["):
-        raise ApiError("invalid_body", 'The object has no array "events".', pointer="/events")
+        hint = 'Send a batch as an array, as {"events": […]} or as NDJSON; one event to POST /v1/events.'
+        raise ApiError("invalid_body", 'The object has no array "events".', pointer="/events", hint=hint)
     return split_array(events, max_events=max_events)
 
 

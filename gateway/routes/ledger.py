@@ -1,7 +1,7 @@
 """The ledger (LG-1): what became of every event that was received, and a recount of it.
 
-PostgreSQL is read first and what is pending after it: an event that is stored in between is then missing for a
-moment, where the other order would count it twice.
+What is pending is read first and PostgreSQL after it: an event that is stored in between is told twice for a moment,
+where the other order would tell it in neither, as if it were lost.
 """
 
 from collections.abc import Iterable, Mapping
@@ -82,7 +82,6 @@ class LedgerCheck(msgspec.Struct):
 async def show_ledger(call: Call) -> Answer:
     query: LedgerQuery = call.query
     project_id = call.project(query.project_id)
-    # In this order: what is stored meanwhile is told twice for a moment, rather than in neither, as if it were lost.
     pending = await call.services.status.pending(project_id)
     stored = await call.services.ledger.hours(project_id, start=query.start_time, end=query.end_time)
     hours = merge(stored, pending.hours, start=query.start_time, end=query.end_time)

@@ -55,6 +55,7 @@ async def test_bad_project_bodies(body: object, status: int, pointer: str | None
         answer = await client.post("/v1/projects", json=body)
     assert (answer.status_code, answer.json()["code"]) == (status, "invalid_body")
     assert answer.json().get("pointer") == pointer
+    assert answer.json()["hint"] == "See /openapi.json for its form."
 
 
 async def test_broken_json_and_long_bodies() -> None:
