@@ -23,8 +23,6 @@ CRASH_POINTS = ("planned", "merged", "put", "swapped")
 RETENTION_POINTS = ("day due", "day dropped", "move planned", "move copied", "move committed", "objects removed")
 DELIVERY_POINTS = ("delivery begun", "delivery put", "delivery recorded", "delivery finished")
 IDLE_S = 3
-GRACE_S = 15
-"""The least that the deadlines of queries allow here."""
 
 HOURS_WITH_SEVERAL = """
     SELECT hour, count(*) FROM lake_files
@@ -55,6 +53,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, crash_file: Path) -> Iterat
             "ANALYTICS_LAKE_COMPACT_QUIET_S": "2",
             "ANALYTICS_LAKE_COMPACT_MAX_PARTS": "3",
             "ANALYTICS_LAKE_KEEPER_INTERVAL_S": "0.2",
+            # The deadlines of queries, below, make it 15.
             "ANALYTICS_LAKE_RETIRED_GRACE_S": "1",
             "ANALYTICS_DESTINATIONS_FOLDER": str(folder / "clients"),
             "ANALYTICS_DESTINATIONS_INTERVAL_S": "1",
@@ -108,11 +107,9 @@ async def test_a_keeper_killed_while_queries_and_exports_run(
     await onlooker.check_complete()
     await check_lake(client, folder)
     assert await system.sql("SELECT 1 FROM lake_files WHERE key LIKE '%/compact-%' AND retired_at IS NULL")
-    async with asyncio.timeout(GRACE_S + 30):
-        while files_in(folder) != set(await live_keys(system)):
-            await asyncio.sleep(0.5)
-    assert not await system.sql("SELECT plan_id FROM lake_plans WHERE state = 'open'")
-    await check_lake(client, folder)
+    async with asyncio.timeout(30):
+        while await system.sql("SELECT FROM lake_plans WHERE state = 'open'"):
+            await asyncio.sleep(0.2)
 
 
 def thread_nice(pid: int) -> int:
@@ -160,9 +157,6 @@ async def test_old_hours_become_cold_while_queries_count(system: RunningSystem, 
         assert [each["rows"] for each in moved] == [20]
         cold = [key for key in await live_keys(system) if key.startswith("cold/")]
         assert len(cold) == 1
-        async with asyncio.timeout(GRACE_S + 30):
-            while cold[0].removeprefix("cold/") in files_in(system.data / "lake"):
-                await asyncio.sleep(0.5)
         done.set()
         await counting
         await onlooker.check_complete()
@@ -205,6 +199,7 @@ async def test_a_keeper_killed_in_the_midst_of_retention(
     async with asyncio.timeout(60):
         while not await system.sql("SELECT FROM retention_runs WHERE finished_at IS NOT NULL"):
             await asyncio.sleep(0.2)
+        # Of what the tests before have replaced, too, nothing is left.
         while files_in(system.data / "lake") != set(await live_keys(system)):
             await asyncio.sleep(0.5)
     done.set()

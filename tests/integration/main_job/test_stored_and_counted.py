@@ -75,7 +75,6 @@ async def test_every_event_is_stored_once(loaded: RunningSystem) -> None:
     assert check.json() == {"ok": True, "differences": []}
 
 
-@pytest.mark.long
 async def test_all_rows_shuffled_once_more_change_nothing(loaded: RunningSystem, tmp_path: Path) -> None:
     done = await asyncio.to_thread(load, loaded, [write_shuffled(tmp_path, every=1)])
     assert json.loads(done)["accepted"] == json.loads(done)["rejected"] == 0
