@@ -14,7 +14,7 @@ _COUNTS = ["received", "stored", "duplicate", "deadLettered", "rejected", "lost"
 
 @click.command()
 @click.option("--project", help="Another project, with the system's admin key. [default: the key's]")
-@click.option("--start", "start_time", metavar="TIME", help="From this hour (ISO 8601).")
+@click.option("--start", "start_time", metavar="TIME", help="From this hour, such as 2026-11-20T10:00:00Z.")
 @click.option("--end", "end_time", metavar="TIME", help="Before this hour.")
 @click.option("--check", is_flag=True, help="Recount everything in the database and compare; exits 1 on a difference.")
 @server_options("read", admin_with=("project", "check"))

@@ -15,7 +15,7 @@ _SIGNS = {"up": "▲", "down": "▼"}
 @click.command()
 @click.option("--metric", help="Only of this metric.")
 @click.option("--kind", type=click.Choice(["spike", "drop", "anomaly", "trend"]), help="Only of this kind.")
-@click.option("--since", metavar="TIME", help="Windows that begin at this time (ISO 8601) or later.")
+@click.option("--since", metavar="TIME", help="Windows that begin then or later, such as 2026-11-20T00:00:00Z.")
 @click.option("--until", metavar="TIME", help="Windows that begin before this time.")
 @click.option("-n", "limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Newest to show.")
 @click.option("--project", help="Another project, with the system's admin key. [default: the key's]")
