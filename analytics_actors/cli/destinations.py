@@ -91,7 +91,9 @@ def show(api: Api, destination_id: str, as_json: bool) -> None:
 @click.option("--region", help="Region of the bucket. [default: us-east-1]")
 @click.option("--path-style", is_flag=True, help="The bucket's name goes into the path.")
 @click.option("--credentials", help="Profile of the servers' AWS configuration. [default: the system's credentials]")
-@click.option("--since", metavar="TIME", help="now, beginning, or such as 2026-11-20T00:00:00Z. [default: now]")
+@click.option(
+    "--since", metavar="TIME", help="What was exported since: now, beginning, 2026-11-20T00:00:00Z. [default: now]"
+)
 @server_options("admin")
 @json_option
 def create(

@@ -33,7 +33,7 @@ CONNECTIONS = 4
 DEADLINE_S = 60.0
 
 _time_range = (
-    click.option("--start", "start_time", metavar="TIME", help="Hours that end after this time, such as 2026-11-20T00:00:00Z."),
+    click.option("--start", "start_time", metavar="TIME", help="Hours that end after 2026-11-20T00:00:00Z, say."),
     click.option("--end", "end_time", metavar="TIME", help="Hours that begin before this time."),
 )
 
