@@ -75,7 +75,7 @@ class Aggregator:
         self._roll_up = RollUp(self._state, store, rollups, book, self._watch)
         self._builder = Builder(self._state, store, events, stored, book, self._roll_up)
         self._recompute = Recompute(self._state, past, rollups, stored, book)
-        self._forgetting = Forgetting(self._state, store, rollups, set_aside)
+        self._forgetting = Forgetting(self._state, rollups, set_aside)
 
     def start(self, *beside: Coroutine[Any, Any, None]) -> None:
         """Begin to take the partitions over and to follow them; needs a running event loop. What runs `beside` ends

@@ -76,8 +76,8 @@ class MemoryWindows:
 
     async def begin_rebuild(self, partition: int, *, epoch: int) -> None:
         self._require_available()
-        self._claimable(partition, epoch)
-        begun = WindowsCheckpoint(partition, epoch, 0, {}, 0, "rebuilding")
+        held = self._claimable(partition, epoch)
+        begun = WindowsCheckpoint(partition, epoch, 0, held.checkpoint.built if held else {}, 0, "rebuilding")
         self._data.checkpoints[partition] = _Held(self._owner, begun)
 
     def _claimable(self, partition: int, epoch: int) -> _Held | None:

@@ -69,7 +69,8 @@ class WindowStore(Protocol):
         """
 
     async def begin_rebuild(self, partition: int, *, epoch: int) -> None:
-        """Take the partition under `epoch`, with or without a checkpoint, as "rebuilding": at offset 0, nothing built.
+        """Take the partition under `epoch`, with or without a checkpoint, as "rebuilding": at offset 0. What was built
+        stays named until `reset`, because windows of it may still be there.
         Raises `Fenced` as `claim` does."""
 
     async def reset(self, partition: int, *, epoch: int, next_offset: int, built: Mapping[str, str]) -> None:

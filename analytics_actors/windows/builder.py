@@ -1,8 +1,9 @@
 """New and changed definitions: their windows are made from stored events, while the partition pauses at its offset.
 
 The order: the log is followed no further; the event store catches up with that offset; windows of the changed metrics
-are counted from its rows below the offset and published; what of them has closed is rolled up; at last the project is
-noted as built. A crash before that note does it all again, with the same result.
+are counted from its rows below the offset and published, and those that nothing is counted in any more are taken away;
+the same is done with roll-ups; at last the project is noted as built. A crash before that note does it all again, with
+the same result.
 
 Records of aggregate-only events know within which offsets their events are, and not of each: where a record has events
 below the pause and above, which the event store has already, the whole partition is rebuilt instead.
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from analytics_actors.windows.aggregate_only import deltas_of
 from analytics_actors.windows.definition_book import DefinitionBook, doubted, is_doubted
 from analytics_actors.windows.in_place import publish_in_place
+from analytics_actors.windows.leftovers import leftovers
 from analytics_actors.windows.partition import WindowPartition, WindowState
 from analytics_actors.windows.prepare import prepare
 from analytics_actors.windows.roll_up import RollUp
@@ -25,7 +27,7 @@ from storage.aggregate import Aggregate
 from storage.errors import StorageError, Unavailable
 from storage.event_columns import EventColumns
 from storage.metric_definitions import MetricDefinition
-from storage.window_key import SIZE_S, Dimensions, Size, WindowKey, lateness_s
+from storage.window_key import Dimensions, Size, WindowKey, lateness_s
 from storage.window_store import WindowStore
 
 POLL_S = 2.0
@@ -37,7 +39,7 @@ AHEAD_S = 2 * 86400
 """Events may be of the future: more than the gateway's `max_event_ahead_s` takes by default."""
 
 WINDOWS_PER_CALL = 2000
-SIZES: tuple[Size, ...] = ("1m", "5m", "1h")
+_HOUR_S = 3600
 
 
 class Builder:
@@ -104,11 +106,14 @@ class Builder:
         changed = self._book.changed(project_id, since=owner.built[project_id])
         # What a deleted metric has counted stays.
         metrics = [metric for metric in changed.values() if metric is not None]
+        epoch = owner.epoch
         for start, end in self._slices() if metrics else ():
-            if not await self._build_slice(owner, project_id, metrics, start, end):
+            if not await self._build_slice(owner, epoch, project_id, metrics, start, end):
                 return
         version = doubted(wanted.version) if is_doubted(owner.built[project_id]) else wanted.version
         async with self._shard.turn:
+            if owner.epoch != epoch:
+                return
             if await publish_in_place(self._shard, self._store, owner, [], {project_id: version}):
                 self._book.apply(project_id, wanted)
                 self._shard.counters.count("definitions_built", len(metrics))
@@ -116,24 +121,37 @@ class Builder:
     def _slices(self) -> list[tuple[int, int]]:
         """An hour at a time is in memory, of one project; little is of the future."""
         first, now = self._shard.frozen_below, int(self._shard.clock_s())
-        hours = list(range(first, now + 3600, 3600))
-        return [(start, start + 3600) for start in hours] + [(hours[-1] + 3600, hours[-1] + AHEAD_S)]
+        hours = list(range(first, now + _HOUR_S, _HOUR_S))
+        return [(start, start + _HOUR_S) for start in hours] + [(hours[-1] + _HOUR_S, hours[-1] + AHEAD_S)]
 
     async def _build_slice(
-        self, owner: WindowPartition, project_id: str, metrics: Sequence[MetricDefinition], start: int, end: int
+        self,
+        owner: WindowPartition,
+        epoch: int,
+        project_id: str,
+        metrics: Sequence[MetricDefinition],
+        start: int,
+        end: int,
     ) -> bool:
-        """Whether the partition is still ours."""
+        """Whether the partition is still ours, and is what it was."""
         windows = await self._count(owner, project_id, metrics, start, end)
         if windows is None:
             await self._shard.leave(owner, WindowState.LOST)
             return False
         async with self._shard.turn:
-            for metric in metrics:
-                await self._empty_others(project_id, metric.name, windows, start, end)
-            if not await self._publish(owner, windows):
+            if owner.epoch != epoch:
                 return False
-        now_s = self._shard.clock_s()
-        await self._roll_up.roll([key for key in windows if self._shard.closing.is_closed(key, now_s)])
+            names = [metric.name for metric in metrics]
+            hours = range(start, end, _HOUR_S)
+            gone = await leftovers(self._store, project_id, names, hours, windows.__contains__)
+            if not await self._publish(owner, windows, gone):
+                return False
+            # What is in memory of these metrics is not what was published now.
+            self._shard.windows.drop_metrics({(project_id, name) for name in names})
+            self._shard.closing.touched(windows, self._shard.clock_s())
+        for hour in hours:
+            if hour <= self._shard.clock_s() and not await self._roll_up.renew(project_id, metrics, hour):
+                return False
         return True
 
     async def _count(
@@ -156,31 +174,14 @@ class Builder:
             await counted.merge(deltas)
         return dict(counted.unpublished)
 
-    async def _empty_others(
-        self, project_id: str, metric: str, windows: dict[WindowKey, Aggregate], start: int, end: int
-    ) -> None:
-        """A replaced definition may count nothing where the old one did: such windows become empty."""
-        for size in SIZES:
-            starts = list(range(start, end, SIZE_S[size]))
-            groups = await self._store.groups(project_id, metric, size, starts)
-            keys = [
-                WindowKey(project_id, metric, size, begin, dimensions)
-                for begin, known in zip(starts, groups, strict=True)
-                for dimensions in ((), *known)
-            ]
-            missing = [key for key in keys if key not in windows]
-            found = await self._store.load(missing)
-            windows |= {key: Aggregate() for key, value in zip(missing, found, strict=True) if value is not None}
-
-    async def _publish(self, owner: WindowPartition, windows: dict[WindowKey, Aggregate]) -> bool:
+    async def _publish(
+        self, owner: WindowPartition, windows: dict[WindowKey, Aggregate], gone: Sequence[WindowKey]
+    ) -> bool:
         items = list(windows.items())
-        for start in range(0, len(items), WINDOWS_PER_CALL):
-            if not await publish_in_place(self._shard, self._store, owner, items[start : start + WINDOWS_PER_CALL], {}):
+        for first in range(0, max(len(items), len(gone)), WINDOWS_PER_CALL):
+            some = slice(first, first + WINDOWS_PER_CALL)
+            if not await publish_in_place(self._shard, self._store, owner, items[some], {}, gone=gone[some]):
                 return False
-        # What is in memory of these metrics is not what was published now.
-        changed = {(key.project_id, key.metric) for key in windows}
-        self._shard.windows.drop_metrics(changed)
-        self._shard.closing.touched(windows, self._shard.clock_s())
         return True
 
 

@@ -49,18 +49,6 @@ def undoubted(version: str) -> str:
     return version.replace("!", "", 1)
 
 
-def unbuilt(version: str) -> str:
-    """The same metrics, of which the project's own are still to be built."""
-    defaults, *own = version.split(";")
-    return ";".join([defaults, *(f"{each.partition('=')[0]}=0" for each in own)])
-
-
-def outdated(version: str) -> str:
-    """The same metrics, of which all are to be built again."""
-    default, *own = unbuilt(version).split(";")
-    return ";".join(["?!" if is_doubted(default) else "?", *own])
-
-
 def is_built(built: str | None, metric: str, version: int) -> bool:
     """Whether what `built` says has this version of a metric; None is a project that there is nothing of, so that
     nothing is missing either."""

@@ -42,6 +42,9 @@ class WindowPartition:
         self.audited = False
         """Whether the roll-ups were compared with the windows since this owner has them."""
         self.doubtful = False
+        self.rebuilt_to = 0
+        """The windows were counted from stored events below it, all of them, by this owner; what the log has said of
+        these records is not in them."""
         """Whether every roll-up has to be written anew, whatever the comparison says."""
 
     def claimed(self, checkpoint: WindowsCheckpoint) -> None:
@@ -64,7 +67,7 @@ class WindowPartition:
         self.built |= built
 
     def rebuild_done(self, next_offset: int, watermark_ms: int, built: dict[str, str]) -> None:
-        self.next_offset = self.counting_to = next_offset
+        self.next_offset = self.counting_to = self.rebuilt_to = next_offset
         self.watermark_ms = max(self.watermark_ms, watermark_ms)
         self.built = built
         self.at_gap = self.audited = False

@@ -1,8 +1,8 @@
 """Windows from the event store, where Redis has lost them or the log what they need.
 
 One snapshot of the event store gives the partition's checkpoint and all its events of the hours that windows answer
-for; what came after that is in the log. Windows that are still there from before are overwritten, and must not hold
-more than that snapshot: so once nobody else can publish any more, the event store first catches up with the log.
+for; what came after that is in the log. Windows that are still there from before are overwritten or taken away; and as
+counts are not to go down, once nobody else can publish any more, the event store first catches up with the log.
 Windows that memory has no room for are published before their turn and loaded again, which is safe because a partition
 that is rebuilding is not read by anybody.
 """
@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from analytics_actors.windows.aggregate_only import deltas_of
-from analytics_actors.windows.definition_book import DefinitionBook, Definitions, doubted, unbuilt, undoubted
+from analytics_actors.windows.definition_book import DefinitionBook, Definitions, doubted
+from analytics_actors.windows.leftovers import leftovers
 from analytics_actors.windows.opening import go_on, take_epoch
 from analytics_actors.windows.partition import WindowPartition, WindowState
 from analytics_actors.windows.prepare import Prepared, newest_ms, prepare
@@ -30,7 +31,8 @@ from storage.rollups import RollupStore, day_of
 from storage.window_key import Dimensions, Size, WindowKey, lateness_s
 from storage.window_store import Publication, WindowsCheckpoint, WindowStore
 
-FROZEN_S = 2 * 3600
+_HOUR_S = 3600
+FROZEN_S = 2 * _HOUR_S
 """Hours below the live ones that are looked through as well: if this owner's predecessor had not rolled them up when
 Redis lost them, nobody has; their days are marked for recomputation."""
 
@@ -161,7 +163,9 @@ class _Rebuild:
             async for records in snapshot.records:
                 await self._add_records(records)
         await self._publish()
-        built = {project_id: self._built(project_id, used) for project_id, used in self._used.items()}
+        await self._take_leftovers_away()
+        # Which roll-ups there are of it nobody knows.
+        built = {project_id: doubted(used.version) for project_id, used in self._used.items()}
         await self._store.reset(
             self._owner.partition, epoch=self._owner.epoch, next_offset=snapshot.checkpoint.next_offset, built=built
         )
@@ -169,11 +173,19 @@ class _Rebuild:
             self._book.apply(project_id, used)
         self._owner.rebuild_done(snapshot.checkpoint.next_offset, self._watermark_ms, built)
 
-    def _built(self, project_id: str, used: Definitions) -> str:
-        """Of an earlier definition windows may be left that this one does not overwrite: its building empties them."""
-        known = self._known
-        is_clean = known is None or undoubted(known.built.get(project_id, "")) == used.version
-        return doubted(used.version if is_clean else unbuilt(used.version))
+    async def _take_leftovers_away(self) -> None:
+        """Of an earlier definition, of a record that was set aside. Without a checkpoint there were no windows."""
+        until = int(self._shard.clock_s() + self._shard.max_ahead_s) + _HOUR_S
+        hours = range(self._frozen_below, until, _HOUR_S)
+        for project_id in self._known.built if self._known else ():
+            # Which keeps the project among those that are built: there may be roll-ups of it to remove.
+            names = [metric.name for metric in self._definitions_of(project_id)]
+            gone = await leftovers(self._store, project_id, names, hours, self._is_published)
+            for first in range(0, len(gone), WINDOWS_PER_CALL):
+                await self._publish_some([], gone[first : first + WINDOWS_PER_CALL])
+
+    def _is_published(self, key: WindowKey) -> bool:
+        return hash(key) in self._published.keys
 
     def _definitions_of(self, project_id: str) -> Sequence[MetricDefinition]:
         # The same ones to the end, whatever is changed meanwhile.
@@ -214,10 +226,12 @@ class _Rebuild:
         self._published.keys.update(hash(key) for key, _ in windows)
         self._windows.published()
 
-    async def _publish_some(self, windows: Sequence[tuple[WindowKey, Aggregate]]) -> None:
+    async def _publish_some(
+        self, windows: Sequence[tuple[WindowKey, Aggregate]], gone: Sequence[WindowKey] = ()
+    ) -> None:
         owner = self._owner
         # Offsets do not count while the partition is rebuilding.
-        publication = Publication(owner.partition, owner.epoch, 0, 0, self._watermark_ms, windows, {})
+        publication = Publication(owner.partition, owner.epoch, 0, 0, self._watermark_ms, windows, {}, gone)
         [outcome] = await self._store.publish([publication])
         if outcome == "lost":
             raise LogLost(f"the windows of partition {owner.partition} were lost while they were rebuilt")

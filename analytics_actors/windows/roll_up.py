@@ -4,14 +4,17 @@ What is still to be rolled up is in memory only; no note of it must survive a cr
 when it has a new owner, and each hour when it has closed: the counts of `events`, which every event changes, are
 compared minute by minute between windows and roll-ups, and the hours that differ are rolled up whole. So that this
 tells the truth, all that was changed of one project in one minute (or hour), a **cell**, is read at one moment and
-written with the count of `events` last. Roll-ups of hours that do not change any more ("frozen", see `shared.py`)
-come from recomputation alone: there the day is marked.
+written with the count of `events` last; and roll-ups of windows that are not there any more are removed, while the
+store still says that the windows are this owner's: lost ones tell nothing. Roll-ups of hours that do not change any
+more ("frozen", see `shared.py`) come from recomputation alone: there the day is marked.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from analytics_actors.windows.aggregate_only import EVENTS as COUNTS_ALL
 from analytics_actors.windows.definition_book import DefinitionBook, is_doubted, undoubted
 from analytics_actors.windows.in_place import publish_in_place
 from analytics_actors.windows.partition import WindowPartition, WindowState
@@ -103,6 +106,9 @@ class RollUp:
         self._changed_s = 0.0
         self._audited_hour = 0
         self._days_rolled: dict[str, int] = {}
+        self._writing = asyncio.Lock()
+        """Held from the reading of windows until they are written, so that roll-ups come in the order of the windows:
+        windows may change in place, at the same offset. Taken before the turn."""
         self._closed_until_s = 0.0
 
     @property
@@ -173,6 +179,10 @@ class RollUp:
         return cells
 
     async def _roll_cells(self, cells: Sequence[Cell]) -> None:
+        async with self._writing:
+            await self._roll_cells_now(cells)
+
+    async def _roll_cells_now(self, cells: Sequence[Cell]) -> None:
         async with self._shard.turn:
             wanted = set(cells)
             changed = self._shard.closing.take_changed(lambda key: _cell(key) in wanted)
@@ -189,13 +199,40 @@ class RollUp:
             self._wait_for(keys)
             raise
 
-    async def roll(self, keys: Sequence[WindowKey]) -> None:
-        """Write roll-ups of these windows as they are now; five minutes are left out."""
-        for start in range(0, len(keys), ROWS_PER_CALL):
-            some = [key for key in keys[start : start + ROWS_PER_CALL] if key.size != "5m"]
+    async def renew(self, project_id: str, metrics: Sequence[MetricDefinition], hour: int) -> bool:
+        """Roll-ups of these metrics in an hour become what its windows are: those that have closed are written, and
+        what has no window goes. False when the windows may not be read."""
+        async with self._writing:
+            owner = self._shard.owner_of(project_id)
+            now_s = self._shard.clock_s()
             async with self._shard.turn:
-                rows = await self._rows(some)
-            await self._write(rows, some)
+                epoch = owner.epoch
+                there = await self._values(await self._keys_of(project_id, metrics, hour, ("1m", "1h")))
+                rows = _Rows(epoch, owner.next_offset, there)
+                if not await self._are_whole(owner, epoch):
+                    return False
+            if hour >= self._shard.frozen_below:
+                await self._remove_others(rows, project_id, metrics, range(hour, hour + _HOUR_S))
+                closed = [(key, value) for key, value in there if self._shard.closing.is_closed(key, now_s)]
+                await self._write([rows._replace(windows=closed)], [])
+            if hour < self._shard.frozen_below:
+                await self._rollups.mark_days(project_id, [day_of(hour)])
+        return True
+
+    async def _are_whole(self, owner: WindowPartition, epoch: int) -> bool:
+        """Whether windows that were read since the owner had this epoch are all that there are."""
+        [checkpoint] = await self._store.checkpoints([owner.partition])
+        is_ours = checkpoint is not None and checkpoint.epoch == epoch and checkpoint.state == "live"
+        return is_ours and owner.epoch == epoch and owner.state in _USABLE
+
+    async def _remove_others(
+        self, rows: _Rows, project_id: str, metrics: Sequence[MetricDefinition], hours: range
+    ) -> None:
+        names = [metric.name for metric in metrics]
+        at = {"epoch": rows.epoch, "next_offset": rows.next_offset}
+        keys = [key for key, _ in rows.windows]
+        removed = await self._rollups.remove_others(project_id, names, hours.start, hours.stop, keys, **at)
+        self._shard.counters.count("rollups_removed", removed)
 
     async def _rows(self, keys: Sequence[WindowKey]) -> list[_Rows]:
         """What is to be written of windows that may still change; needs the turn."""
@@ -227,7 +264,7 @@ class RollUp:
             return
         for owner in self._shard.in_state(WindowState.LIVE):
             for project_id in list(owner.built):
-                await self._audit(project_id, [hour], now_s, doubt=False)
+                await self._audit(project_id, range(hour, hour + _HOUR_S, _HOUR_S), now_s, doubt=False)
                 await self._roll_day(owner, project_id)
         self._audited_hour = hour
 
@@ -239,7 +276,7 @@ class RollUp:
         first = (int(now_s - self._shard.settings.ttl_s) // _HOUR_S + 1) * _HOUR_S
         for project_id, version in list(owner.built.items()):
             doubt = owner.doubtful or is_doubted(version)
-            await self._audit(project_id, range(first, this_hour + 1, _HOUR_S), now_s, doubt=doubt)
+            await self._audit(project_id, range(first, this_hour + _HOUR_S, _HOUR_S), now_s, doubt=doubt)
             await self._reopen(project_id, now_s)
             await self._roll_day(owner, project_id)
             if is_doubted(version):
@@ -261,39 +298,40 @@ class RollUp:
         for project_id in owner.built:
             await self._rollups.mark_days(project_id, days)
 
-    async def _audit(self, project_id: str, hours: Sequence[int], now_s: float, *, doubt: bool) -> None:
-        """Roll up the hours that differ from their roll-ups; with `doubt` all that have events."""
-        frozen_below = self._shard.frozen_below
-        for hour in await self._hours_that_differ(project_id, hours, now_s, doubt=doubt):
+    async def _audit(self, project_id: str, hours: range, now_s: float, *, doubt: bool) -> None:
+        """Renew the hours that differ from their roll-ups; with `doubt` all."""
+        metrics = self._book.applied(project_id).metrics
+        async with self._writing:
+            owner = self._shard.owner_of(project_id)
+            epoch = owner.epoch
+            differing = await self._hours_that_differ(project_id, hours, now_s, doubt=doubt)
+            quiet = [hour for hour in hours if hour >= self._shard.frozen_below and hour not in differing]
+            if doubt and await self._are_whole(owner, epoch):
+                for run in _runs(quiet):
+                    await self._remove_others(_Rows(epoch, owner.next_offset, []), project_id, metrics, run)
+        for hour in differing:
             self._shard.counters.count("hours_audited")
-            if hour < frozen_below:
-                await self._rollups.mark_days(project_id, [day_of(hour)])
-                continue
-            async with self._shard.turn:
-                found = await self._keys_of(project_id, hour, ("1m", "1h"))
-                keys = [key for key in found if self._shard.closing.is_closed(key, now_s)]
-                rows = await self._rows(keys)
-            await self._write(rows, keys)
+            await self.renew(project_id, metrics, hour)
 
-    async def _hours_that_differ(
-        self, project_id: str, hours: Sequence[int], now_s: float, *, doubt: bool
-    ) -> list[int]:
-        if not hours:
-            return []
+    async def _hours_that_differ(self, project_id: str, hours: range, now_s: float, *, doubt: bool) -> list[int]:
+        """With `doubt` all that may have windows."""
         frozen_below = self._shard.frozen_below
         found: set[int] = set()
+        if doubt and self._book.definition(project_id, EVENTS) != COUNTS_ALL:
+            found.update(hour for hour in hours if hour >= frozen_below)
         for size in ("1m", "1h"):
-            starts = range(hours[0], hours[-1] + _HOUR_S, SIZE_S[size])
+            starts = range(hours.start, hours.stop, SIZE_S[size])
             keys = [WindowKey(project_id, EVENTS, size, start, ()) for start in starts]
             keys = [key for key in keys if self._shard.closing.is_closed(key, now_s)]
             async with self._shard.turn:
                 windows = {key.start: value.count for key, value in await self._values(keys)}
-            rolled = await self._counts(project_id, size, hours[0], hours[-1] + _HOUR_S)
-            for start, count in windows.items():
+            rolled = await self._counts(project_id, size, hours.start, hours.stop)
+            for start in (key.start for key in keys):
                 hour = start // _HOUR_S * _HOUR_S
+                count, known = windows.get(start, 0), rolled.get(start, 0)
                 # A frozen hour's roll-up may hold what came too late for the window.
-                differs = count > rolled.get(start, 0) if hour < frozen_below else count != rolled.get(start, 0)
-                if differs or (doubt and hour >= frozen_below):
+                differs = count > known if hour < frozen_below else count != known
+                if differs or (doubt and count and hour >= frozen_below):
                     found.add(hour)
         return sorted(found)
 
@@ -306,10 +344,12 @@ class RollUp:
             for at, count in zip(series.starts, series.counts, strict=True)
         }
 
-    async def _keys_of(self, project_id: str, hour: int, sizes: Sequence[Size]) -> list[WindowKey]:
+    async def _keys_of(
+        self, project_id: str, metrics: Sequence[MetricDefinition], hour: int, sizes: Sequence[Size]
+    ) -> list[WindowKey]:
         """All windows that an hour may have."""
         keys = []
-        for metric in self._book.applied(project_id).metrics:
+        for metric in metrics:
             for size in sizes:
                 starts = range(hour, hour + _HOUR_S, SIZE_S[size])
                 groups = await self._store.groups(project_id, metric.name, size, starts) if metric.dimensions else ()
@@ -325,7 +365,8 @@ class RollUp:
         totals = [WindowKey(project_id, EVENTS, "1h", hour, ()) for hour in hours]
         async with self._shard.turn:
             for total, _ in await self._values(totals):
-                keys = await self._keys_of(project_id, total.start, ("1m", "5m", "1h"))
+                metrics = self._book.applied(project_id).metrics
+                keys = await self._keys_of(project_id, metrics, total.start, ("1m", "5m", "1h"))
                 keys = [key for key in keys if not self._shard.closing.is_closed(key, now_s)]
                 self._shard.closing.touched((key for key, _ in await self._values(keys)), now_s)
 
@@ -360,6 +401,17 @@ class RollUp:
 
 ABSENCE_S = 3600
 """Windows outlive their hour's freezing by somewhat more than this."""
+
+
+def _runs(hours: Sequence[int]) -> list[range]:
+    """Hours that follow one another, together."""
+    runs: list[range] = []
+    for hour in hours:
+        if runs and runs[-1].stop == hour:
+            runs[-1] = range(runs[-1].start, hour + _HOUR_S)
+        else:
+            runs.append(range(hour, hour + _HOUR_S))
+    return runs
 
 
 def _cell(key: WindowKey) -> Cell:

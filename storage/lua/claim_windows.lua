@@ -12,7 +12,6 @@ elseif not rebuild then
     return false
 end
 if rebuild then
-    redis.call('DEL', KEYS[1])
     redis.call('HSET', KEYS[1], 'next_offset', '0', 'watermark_ms', '0', 'state', 'rebuilding')
 end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[2], 'owner', ARGV[1])

@@ -234,13 +234,15 @@ async def test_a_rebuild_is_fenced_too(subject: Subject) -> None:
     assert [each and each.next_offset for each in await store.checkpoints([7])] == [5]
 
 
-async def test_a_rebuild_begins_from_nothing_known(subject: Subject) -> None:
+async def test_a_rebuild_begins_from_nothing_but_names(subject: Subject) -> None:
     store = subject.store
     await go_live(store, next_offset=10, shop="1")
     await store.publish([publication(first=10, following=20, watermark_ms=5)])
     await store.begin_rebuild(7, epoch=1)
-    assert await store.checkpoints([7]) == [WindowsCheckpoint(7, 1, 0, {}, 0, "rebuilding")]
-    assert await store.claim(7, epoch=2) == WindowsCheckpoint(7, 2, 0, {}, 0, "rebuilding")
+    assert await store.checkpoints([7]) == [WindowsCheckpoint(7, 1, 0, {"shop": "1"}, 0, "rebuilding")]
+    assert await store.claim(7, epoch=2) == WindowsCheckpoint(7, 2, 0, {"shop": "1"}, 0, "rebuilding")
+    await store.reset(7, epoch=2, next_offset=30, built={"zoo": "2"})
+    assert await store.checkpoints([7]) == [WindowsCheckpoint(7, 2, 30, {"zoo": "2"}, 0, "live")]
 
 
 async def test_each_partition_of_a_call_has_its_own_outcome(subject: Subject) -> None:

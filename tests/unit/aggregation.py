@@ -271,7 +271,7 @@ class System:
             found = {
                 key: value_of(value, metric)
                 for key, value in self.windows.windows.items()
-                if key.metric == metric and key.start - key.start % 3600 >= live and not is_empty(value, metric)
+                if key.metric == metric and key.start - key.start % 3600 >= live
             }
             assert found == wanted, f"windows of {metric}: {difference(found, wanted)}"
             self._check_rollups(metric, in_time, live)
@@ -290,14 +290,22 @@ class System:
             found = {
                 key: value.count
                 for key, value in self.windows.windows.items()
-                if key[:2] == (project, "own") and key.start - key.start % 3600 >= live and value.count
+                if key[:2] == (project, "own") and key.start - key.start % 3600 >= live
             }
             assert found == wanted, difference(found, wanted)
             closed_s = self.clock_s() - self.settings.windows.close_after_s - 10
-            rolled = {key: value.count for key, value in self.rollups.rows.items() if value.count}
-            for key, count in wanted.items():
-                if key.size != "5m" and key.start + SIZE_S[key.size] <= closed_s:
-                    assert rolled.get(key) == count, key
+            rolled = {
+                key: value.count
+                for key, value in self.rollups.rows.items()
+                if key[:2] == (project, "own") and key.start >= live
+            }
+            closed = {
+                key: count
+                for key, count in wanted.items()
+                if key.size != "5m" and key.start + SIZE_S[key.size] <= closed_s
+            }
+            assert {key: rolled.get(key) for key in closed} == closed
+            assert rolled.keys() <= wanted.keys(), difference(rolled, wanted)
 
     async def define(self, project: str, event_type: str) -> None:
         definition = MetricDefinition("own", event_types=[event_type], dimensions=["userId"])
@@ -307,12 +315,10 @@ class System:
 
     def _check_rollups(self, metric: str, in_time: Sequence[dict[str, Any]], live: int) -> None:
         closed_s = self.clock_s() - self.settings.windows.close_after_s - 10
-        rolled = {
-            key: value_of(value, metric)
-            for key, value in self.rollups.rows.items()
-            if key.metric == metric and not is_empty(value, metric)
-        }
+        rolled = {key: value_of(value, metric) for key, value in self.rollups.rows.items() if key.metric == metric}
         wanted = windows_of(in_time, metric, ("1m", "1h"), live)
+        nowhere = {key: value for key, value in rolled.items() if key.start >= live and key not in wanted}
+        assert not nowhere, f"live roll-ups of {metric} of nothing: {nowhere}"
         wanted = {key: value for key, value in wanted.items() if key.start + SIZE_S[key.size] <= closed_s}
         found = {k: v for k, v in rolled.items() if k in wanted}
         assert found == wanted, f"live roll-ups of {metric}: {difference(found, wanted)}"
@@ -341,10 +347,6 @@ def seconds(moment: datetime) -> float:
 
 def is_late(row: dict[str, Any], lateness: float) -> bool:
     return seconds(row["timestamp"]) // 3600 * 3600 + 3600 + lateness <= seconds(row["received_at"])
-
-
-def is_empty(value: Any, metric: str) -> bool:
-    return value_of(value, metric) in (0, None)
 
 
 def value_of(value: Any, metric: str) -> Any:
