@@ -19,7 +19,7 @@ up: $(VENV)/.runtime
 down: $(VENV)/.runtime
 	$(BIN)/analytics-actors down $(ARGS)
 
-# Unit and contract tests side by side; then those of whole systems, two at a time: they wait more than they work.
+# Unit and contract tests side by side; then those of whole systems, two at a time: their servers and actors run beside.
 # Some ten minutes on two cores; what takes long and rarely finds anything is in test-long.
 test: check
 ifdef ARGS

@@ -88,4 +88,5 @@ def define(project: Project, definitions: list[dict[str, Any]]) -> None:
 
 
 def load(system: RunningSystem, files: list[Path]) -> str:
-    return system.cli("load", *map(str, files), "--by-project", "--json", timeout_s=300).stdout
+    options = ("--by-project", "--concurrency", "16", "--json")
+    return system.cli("load", *map(str, files), *options, timeout_s=300).stdout
