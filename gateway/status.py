@@ -21,6 +21,7 @@ from gateway.ray_link import RayLink
 from gateway.services import Pending, PendingHour, Place, Readiness
 from gateway.shard_stream import LinkError
 from gateway.spooler import Spooler
+from gateway.worker_rows import WorkerRows
 from storage.errors import StorageError
 from storage.fingerprint import partition_of
 
@@ -47,25 +48,27 @@ class WorkerStatus:
         postgres: Service,
         log: Service,
         worker: int,
+        workers: WorkerRows,
     ) -> None:
         self._link = link
         self._ingest = ingest
         self._spooler = spooler
         self._services = {"postgres": postgres, "log": log}
         self._worker = worker
+        self._workers = workers
         self._started_s = time.time()
         self._spool_max_bytes = settings.spool.max_bytes
         self._partitions = settings.log.partitions
         self._ring = HashRing(range(settings.actors.shards), partitions=self._partitions)
 
     async def snapshot(self) -> dict[str, Any]:
-        """`gateways` (this worker), `spools` of this machine, `shards`, `lakeKeeper` and `batch` (the driver of batch
-        jobs) as the controller sees them, `services`, and `batching` (`gateway.batching`)."""
+        """`gateways` (the workers of this machine) and its `spools`, `shards`, `lakeKeeper` and `batch` (the driver of
+        batch jobs) as the controller sees them, `services`, and `batching` (`gateway.batching`)."""
         shards, keeper, batch, parts, spools = await asyncio.gather(
             self._shards(), self._one("keeper"), self._one("batch"), self._parts(), self._spools()
         )
         return {
-            "gateways": [self._gateway()],
+            "gateways": self._gateways(),
             "spools": spools,
             "shards": shards,
             "lakeKeeper": keeper,
@@ -74,14 +77,21 @@ class WorkerStatus:
             "batching": msgspec.to_builtins(batching_of(shards)),
         }
 
-    def _gateway(self) -> dict[str, Any]:
-        return {
-            "worker": self._worker,
-            "pid": os.getpid(),
-            "uptimeSeconds": round(time.time() - self._started_s),
-            "inflightBytes": self._ingest.inflight_bytes,
-            "lanes": self._spooler.modes,
-        }
+    def _gateways(self) -> list[dict[str, Any]]:
+        self.tell()
+        return self._workers.rows()
+
+    def tell(self) -> None:
+        """What the other workers answer of this one."""
+        self._workers.tell(
+            {
+                "worker": self._worker,
+                "pid": os.getpid(),
+                "uptimeSeconds": round(time.time() - self._started_s),
+                "inflightBytes": self._ingest.inflight_bytes,
+                "lanes": self._spooler.modes,
+            }
+        )
 
     async def _spools(self) -> list[dict[str, Any]]:
         try:

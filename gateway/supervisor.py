@@ -42,7 +42,10 @@ SUPERVISOR_PID = "GATEWAY_SUPERVISOR_PID"
 """Environment variable in which workers are told whose children they are."""
 
 COUNTED_OFFSETS = "counted.offsets"
+WORKER_ROWS = "workers.rows"
 """The file in the gateway's folder in which workers tell one another what their answers have counted."""
+DEFINITION_CHANGES = "definitions.changes"
+"""The one in which they tell that metrics were changed."""
 
 
 WorkerCommand = Callable[[Path, int, int], Sequence[str]]
@@ -105,12 +108,13 @@ def worker_command(settings_file: Path, fd: int, worker: int) -> list[str]:
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
-    """With several workers their metrics meet in a folder of files, which starts empty. So does the file of
-    `gateway.counted_offsets`: this run's logs may be other ones than the last run's."""
+    """With several workers their metrics meet in a folder of files, which starts empty. So do the files of
+    `gateway.counted_offsets` (this run's logs may be other ones than the last run's) and of `gateway.worker_rows`."""
     environment = os.environ | {SUPERVISOR_PID: str(os.getpid())}
     environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
     shared = Path(settings.spool.directory or Path(settings.data) / "gateway")
-    (shared / COUNTED_OFFSETS).unlink(missing_ok=True)
+    for name in (COUNTED_OFFSETS, DEFINITION_CHANGES):
+        (shared / name).unlink(missing_ok=True)
     if settings.gateway.workers > 1:
         folder = shared / "metrics"
         shutil.rmtree(folder, ignore_errors=True)

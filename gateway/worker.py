@@ -36,6 +36,8 @@ from gateway.spooler import Spooler
 from gateway.sql import open_sql
 from gateway.statistics import open_statistics
 from gateway.status import WorkerStatus
+from gateway.supervisor import WORKER_ROWS
+from gateway.worker_rows import WorkerRows
 from storage.event_queries import EventQueries
 from storage.key_cache_file import KeyCacheFile
 from storage.ledger import Ledger
@@ -51,7 +53,7 @@ from storage.registry import Registry
 from storage.spool import Spool
 
 METRICS_INTERVAL_S = 0.5
-"""What other workers' scrapes see of this one is no older."""
+"""What other workers see of this one is no older."""
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +97,7 @@ class Worker:
                 postgres=postgres,
                 log=log,
                 worker=self._number,
+                workers=WorkerRows(self._folder / WORKER_ROWS, worker=self._number, workers=gateway.workers),
             )
             statistics = open_statistics(settings, postgres, stack, worker=self._number)
             app = create_app(
@@ -125,7 +128,7 @@ class Worker:
             background = Background()
             stack.push_async_callback(background.close)
             drainers = [self._spooler.run(shard) for shard in range(settings.actors.shards)]
-            for run in (keys.run(), self._watch(background), *drainers):
+            for run in (keys.run(), self._watch(background, status), *drainers):
                 background.spawn(run)
             self._link.start()
             collect_seldom()
@@ -146,13 +149,14 @@ class Worker:
         numbered = [(path, re.fullmatch(r"spool-(\d+)", path.stem)) for path in self._folder.glob("spool-*.sqlite")]
         return [path for path, match in numbered if match and int(match[1]) >= self._settings.gateway.workers]
 
-    async def _watch(self, background: Background) -> None:
+    async def _watch(self, background: Background, status: WorkerStatus) -> None:
         """Keep the metrics up; end in good order when a background task has failed, for a fresh start."""
         while background.failure is None:
             self._metrics.inflight_bytes.set(self._ingest.inflight_bytes)
             self._metrics.spool_bytes.set(self._spooler.bytes)
             self._metrics.spool_batches.set(self._spooler.batches)
             self._metrics.flush()
+            status.tell()
             await asyncio.sleep(METRICS_INTERVAL_S)
         os.kill(os.getpid(), signal.SIGTERM)
 

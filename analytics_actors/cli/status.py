@@ -54,7 +54,7 @@ def status(api: Api, partitions: bool, as_json: bool) -> None:
             click.echo(f"{actor['actor']} waits: {trouble}")
 
 
-_GATEWAY_COLUMNS = ["#worker", "#pid", "#up s", "in flight", "lanes"]
+_GATEWAY_COLUMNS = ["#worker", "#pid", "#up s", "in flight", "lanes", "#silent s"]
 _SPOOL_COLUMNS = ["spool", "#batches", "size", "#damaged", "trouble"]
 _SHARD_COLUMNS = ["#shard", "state", "#pid", "partitions", "#queued", "#lag events", "#lag s", "log", "#restarts"]
 _AGGREGATOR_COLUMNS = [
@@ -96,6 +96,7 @@ def _gateway_row(gateway: Mapping[str, Any]) -> Sequence[Any]:
         gateway["uptimeSeconds"],
         bytes_text(gateway["inflightBytes"]),
         lanes,
+        gateway["silentSeconds"] or None,
     )
 
 

@@ -31,6 +31,7 @@ GATEWAY = {
     "uptimeSeconds": 60,
     "inflightBytes": 0,
     "lanes": ["spooling"],
+    "silentSeconds": 8765,
 }
 SPOOL = {"spool": "spool-0", "batches": 1, "bytes": 2048, "damaged": 0}
 AGGREGATOR = {
@@ -115,7 +116,7 @@ def test_status_shows_shards_services_and_trouble(gateway: FakeGateway, data: Pa
     assert result.exit_code == 0
     for text in ("0-2 5", "1,200", "3.0 MiB", "no answer within 2.0 s", "silent", "PostgreSQL does not answer"):
         assert text in result.output
-    for text in ("321", "1,234", "7.0 MiB", "lake-keeper waits: compaction: a file is missing"):
+    for text in ("8,765", "321", "1,234", "7.0 MiB", "lake-keeper waits: compaction: a file is missing"):
         assert text in result.output
     for text in (
         "aggregator-1",
