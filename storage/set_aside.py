@@ -4,8 +4,8 @@ The law, which `PostgresSetAside` and `MemorySetAside` both keep:
 - To set a record aside is to keep its bytes here, and nothing else: log, ledger and checkpoints are left alone. The
   owner of the partition, whose way into the event store the record stops, finds it here (`EventStore.is_set_aside`),
   and steps over it in the one transaction that counts its events as lost and moves the checkpoint (CK-1, LG-1).
-- Windows may have counted the record while it could be read. When it is stepped over, whoever keeps them counts its
-  projects again from what is stored, and notes that (`recounted`).
+- Windows may have counted the record while it could be read. When it is stepped over, whoever keeps them counts the
+  partition again from what is stored, and notes that (`recounted`).
 - So a crash anywhere leaves the record either waiting or stepped over, and doing it again changes nothing.
 - A record that the event store has passed is not set aside: its events are stored, or were counted.
 """
