@@ -2,7 +2,7 @@
 set aside after they had been counted.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from analytics_actors.windows.window_set import WindowSource
 from storage.window_key import SIZE_S, TOTAL, Size, WindowKey
@@ -18,23 +18,30 @@ async def leftovers(
     hours: range,
     is_counted: Callable[[WindowKey], bool],
 ) -> list[WindowKey]:
-    """Of these metrics in these hours; take them away in this order."""
+    """Of these metrics in these hours. They are to be taken away in this order: without its total nothing is looked for
+    in an hour any more."""
     gone: list[WindowKey] = []
     for metric in metrics:
         totals = [WindowKey(project_id, metric, "1h", hour, TOTAL) for hour in hours]
-        # Each event counts in its hour's total: without it there is nothing in the hour. So it is the last to go.
-        for total, found in zip(totals, await source.load(totals), strict=True):
-            if found is not None:
-                gone += [key for key in await _windows_of(source, total) if not is_counted(key)]
+        found = await source.load(totals)
+        there = [total.start for total, value in zip(totals, found, strict=True) if value is not None]
+        for size in _FROM_THE_SMALLEST if there else ():
+            starts = [start for hour in there for start in range(hour, hour + _HOUR_S, SIZE_S[size])]
+            gone += await _of_size(source, WindowKey(project_id, metric, size, 0, TOTAL), starts, is_counted)
     return gone
 
 
-async def _windows_of(source: WindowSource, hour: WindowKey) -> list[WindowKey]:
-    """All that there may be in an hour, its total the last."""
-    keys: list[WindowKey] = []
-    for size in _FROM_THE_SMALLEST:
-        starts = range(hour.start, hour.start + _HOUR_S, SIZE_S[size])
-        groups = await source.groups(hour.project_id, hour.metric, size, starts)
-        for start, known in zip(starts, groups, strict=True):
-            keys += [hour._replace(size=size, start=start, dimensions=each) for each in (*known, TOTAL)]
-    return keys
+async def _of_size(
+    source: WindowSource, like: WindowKey, starts: Sequence[int], is_counted: Callable[[WindowKey], bool]
+) -> list[WindowKey]:
+    """Each window's groups, then its total."""
+    groups = await source.groups(like.project_id, like.metric, like.size, starts)
+    totals = [total for start in starts if not is_counted(total := like._replace(start=start))]
+    found = {total.start for total, value in zip(totals, await source.load(totals), strict=True) if value is not None}
+    gone: list[WindowKey] = []
+    for start, known in zip(starts, groups, strict=True):
+        keys = [like._replace(start=start, dimensions=dimensions) for dimensions in known]
+        gone += [key for key in keys if not is_counted(key)]
+        if start in found:
+            gone.append(like._replace(start=start))
+    return gone
