@@ -73,8 +73,8 @@ class ErrorBound(msgspec.Struct, omit_defaults=True):
 
 
 class MetricAnswer(msgspec.Struct, Generic[PointJson], rename="camel", omit_defaults=True, kw_only=True):
-    """Points by time, then by group, the largest group first. All buckets are whole: `startTime` and `endTime` are the
-    range that the points cover."""
+    """Points by time, then by group, the largest group first: by its sum where sums are asked for, else by its count.
+    All buckets are whole: `startTime` and `endTime` are the range that the points cover."""
 
     metric: str
     aggregation: Aggregation
@@ -139,6 +139,13 @@ class _Numbers:
         elif self._aggregation == "max" and aggregate.maximum is not None:
             self._extremes[at] = np.fmax(self._extremes[at], aggregate.maximum)
 
+    @property
+    def weight(self) -> float:
+        """What groups are ranked by: the sum of sums, else how much was counted."""
+        if self._aggregation == "sum":
+            return float(np.sum(pa.array(sum_texts(self._sums), pa.string()).cast(pa.float64()).to_numpy()))
+        return float(self.counts.sum())
+
     def values(self) -> pa.StringArray:
         """Numbers of JSON, null where there is nothing."""
         if self._aggregation == "sum":
@@ -173,6 +180,11 @@ class _Sketches:
             self._merged[at] = aggregate
         else:
             merged.merge(aggregate)
+
+    @property
+    def weight(self) -> float:
+        """How much was counted."""
+        return float(self.counts.sum())
 
     def values(self) -> pa.StringArray:
         """Numbers of JSON, null where there is nothing."""
@@ -235,8 +247,8 @@ class Grid:
 
     def write(self) -> Written:
         """The points as JSON."""
-        counts = {group: int(cells.counts.sum()) for group, cells in self._groups.items()}
-        ranked = sorted(counts, key=lambda group: (-counts[group], group)) if self._plan.group_by else [()]
+        weights = {group: cells.weight for group, cells in self._groups.items()}
+        ranked = sorted(weights, key=lambda group: (-weights[group], group)) if self._plan.group_by else [()]
         shown = ranked[: self._plan.limit]
         # What an array of texts holds are the texts, one behind the other.
         pieces = [memoryview(points.buffers()[2]) for points in self._points(shown)]

@@ -1,5 +1,6 @@
 """The metrics of a project as the routes need them: the built-in ones and the project's own, which are asked for in
-PostgreSQL at most once a second and kept for when it is away."""
+PostgreSQL at most once a second, and at once after a change by any worker of the machine. They are kept for when it is
+away."""
 
 import asyncio
 import logging
@@ -8,9 +9,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from config.settings import WindowSettings
+from gateway.shared_map import shared_rows
 from storage.errors import StorageError, Unavailable
 from storage.metric_definitions import MetricDefinition, default_metrics
 from storage.metric_registry import StoredDefinition
@@ -54,6 +57,30 @@ class Known(NamedTuple):
     """When it got this definition."""
 
 
+class Changes:
+    """How often the workers of a machine have changed metrics. One per worker; without a path it is its own alone."""
+
+    def __init__(self, path: Path | None = None, *, worker: int = 0, workers: int = 1) -> None:
+        self._rows = shared_rows(path, workers=workers, words=1)
+        self._worker = worker
+
+    @property
+    def total(self) -> int:
+        return int(self._rows.sum())
+
+    def count(self) -> None:
+        """After a change."""
+        self._rows[self._worker, 0] += 1
+
+
+class _Kept(NamedTuple):
+    """A project's metrics. `changes`: the total before they were asked for."""
+
+    at_s: float
+    changes: int
+    metrics: Mapping[str, Known]
+
+
 class Definitions:
     """One per worker."""
 
@@ -62,20 +89,23 @@ class Definitions:
         registry: MetricRegistry,
         settings: WindowSettings,
         *,
+        changes: Changes | None = None,
         ttl_s: float = TTL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
+        self._changes = changes or Changes()
         self._built_in = {each.name: Known(each) for each in default_metrics(settings)}
         self._ttl_s = ttl_s
         self._clock = clock
-        self._projects: OrderedDict[str, tuple[float, Mapping[str, Known]]] = OrderedDict()
+        self._projects: OrderedDict[str, _Kept] = OrderedDict()
 
     async def of(self, project_id: str) -> Mapping[str, Known]:
         """By name; the project's own in the place of built-in ones. Raises `Unavailable` when nobody can tell."""
         kept = self._projects.get(project_id)
-        if kept is not None and self._clock() - kept[0] < self._ttl_s:
-            return kept[1]
+        changes = self._changes.total
+        if kept is not None and kept.changes == changes and self._clock() - kept.at_s < self._ttl_s:
+            return kept.metrics
         try:
             async with asyncio.timeout(None if kept is None else REFRESH_WAIT_S):
                 own = await self._registry.list(project_id)
@@ -83,20 +113,25 @@ class Definitions:
             if kept is None:
                 raise
             # Not for every answer anew: PostgreSQL may be one that does not answer at all.
-            self._projects[project_id] = (self._clock(), kept[1])
-            return kept[1]
+            self._projects[project_id] = _Kept(self._clock(), changes, kept.metrics)
+            return kept.metrics
         named = {
             each.definition.name: Known(each.definition, each.version, each.created_at, each.changed_at) for each in own
         }
-        self._projects[project_id] = (self._clock(), self._built_in | named)
+        self._projects[project_id] = _Kept(self._clock(), changes, self._built_in | named)
         self._projects.move_to_end(project_id)
         if len(self._projects) > MAX_PROJECTS:
             self._projects.popitem(last=False)
-        return self._projects[project_id][1]
+        return self._projects[project_id].metrics
 
     def forget(self, project_id: str) -> None:
-        """The project's metrics were changed here: they are to be asked for anew."""
+        """The project's metrics are to be asked for anew."""
         self._projects.pop(project_id, None)
+
+    def changed(self, project_id: str) -> None:
+        """The project's metrics were changed here: all workers are to ask for them anew."""
+        self.forget(project_id)
+        self._changes.count()
 
 
 class Backfills:

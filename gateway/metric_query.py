@@ -16,7 +16,7 @@ import numpy as np
 
 from gateway.errors import ApiError
 from gateway.event_times import read_time
-from storage.metric_definitions import Aggregation, MetricDefinition
+from storage.metric_definitions import OPS, Aggregation, MetricDefinition
 from storage.window_key import Dimensions, Size, other
 
 Granularity = Literal["minute", "5minutes", "hour", "day"]
@@ -256,6 +256,12 @@ def _read_filter(text: str) -> Filter:
         hint = "Send filter=name:value, or name:ne:value, or name:in:value,value."
         raise ApiError("invalid_parameter", "This is no filter.", pointer="/filter", hint=hint)
     operator, colon, value = rest.partition(":")
+    if colon and operator in OPS and operator not in OPERATORS:
+        message = (
+            f"The operator {operator} is one of a metric's definition: answers are filtered by {', '.join(OPERATORS)}."
+        )
+        hint = f"Where {rest} is the value that is meant, send filter={name}:eq:{rest}."
+        raise ApiError("invalid_parameter", message, pointer="/filter", hint=hint)
     if not colon or operator not in OPERATORS:
         operator, value = "eq", rest
     values = value.split(",") if operator == "in" else [value]

@@ -8,11 +8,11 @@ import msgspec
 from config.settings import Settings
 from gateway.answer_cache import AnswerCache
 from gateway.counted_offsets import CountedOffsets
-from gateway.metric_definitions import Backfills, Definitions
+from gateway.metric_definitions import Backfills, Changes, Definitions
 from gateway.metric_reader import MetricReader
 from gateway.metric_stream import MetricStreams
 from gateway.services import Statistics
-from gateway.supervisor import COUNTED_OFFSETS
+from gateway.supervisor import COUNTED_OFFSETS, DEFINITION_CHANGES
 from storage.answer_cache import RedisAnswers
 from storage.metric_reads import MetricReads
 from storage.metric_registry import MetricRegistry
@@ -51,9 +51,10 @@ def open_statistics(settings: Settings, postgres: Postgres, stack: AsyncExitStac
     folder = Path(settings.spool.directory or Path(settings.data) / "gateway")
     workers = settings.gateway.workers
     counted = CountedOffsets(folder / COUNTED_OFFSETS, worker=worker, workers=workers, partitions=partitions)
+    changes = Changes(folder / DEFINITION_CHANGES, worker=worker, workers=workers)
     return Statistics(
         settings=settings.windows,
-        definitions=Definitions(registry, settings.windows),
+        definitions=Definitions(registry, settings.windows, changes=changes),
         registry=registry,
         rollups=rollups,
         backfills=backfills,

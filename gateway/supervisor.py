@@ -42,10 +42,11 @@ SUPERVISOR_PID = "GATEWAY_SUPERVISOR_PID"
 """Environment variable in which workers are told whose children they are."""
 
 COUNTED_OFFSETS = "counted.offsets"
-WORKER_ROWS = "workers.rows"
 """The file in the gateway's folder in which workers tell one another what their answers have counted."""
 DEFINITION_CHANGES = "definitions.changes"
 """The one in which they tell that metrics were changed."""
+WORKER_ROWS = "workers.rows"
+"""The one in which each says how it is."""
 
 
 WorkerCommand = Callable[[Path, int, int], Sequence[str]]
@@ -108,12 +109,12 @@ def worker_command(settings_file: Path, fd: int, worker: int) -> list[str]:
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
-    """With several workers their metrics meet in a folder of files, which starts empty. So do the files of
-    `gateway.counted_offsets` (this run's logs may be other ones than the last run's) and of `gateway.worker_rows`."""
+    """With several workers their metrics meet in a folder of files, which starts empty. So do the files
+    of their shared memory: this run's logs, for one, may be other ones than the last run's."""
     environment = os.environ | {SUPERVISOR_PID: str(os.getpid())}
     environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
     shared = Path(settings.spool.directory or Path(settings.data) / "gateway")
-    for name in (COUNTED_OFFSETS, DEFINITION_CHANGES):
+    for name in (COUNTED_OFFSETS, DEFINITION_CHANGES, WORKER_ROWS):
         (shared / name).unlink(missing_ok=True)
     if settings.gateway.workers > 1:
         folder = shared / "metrics"

@@ -1,11 +1,9 @@
 """What each gateway worker of a machine says of itself, known to all of them: a question meets any one.
 
-As `gateway.counted_offsets`: a mapped file, in which each worker writes a slot of its own and reads all. A slot is JSON
+As `gateway.counted_offsets`: shared memory, in which each worker writes a slot of its own and reads all. A slot is JSON
 and then spaces; who reads it while it is written reads it again.
 """
 
-import mmap
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,22 +11,18 @@ from typing import Any
 
 import msgspec
 
+from gateway.shared_map import shared_map
+
 _SLOT_BYTES = 4096
 """A row has some 100 bytes, and a dozen for each shard."""
 _TRIES = 3
 
 
 class WorkerRows:
-    """One per worker. The supervisor sees to it that the file begins empty."""
+    """One per worker."""
 
     def __init__(self, path: Path, *, worker: int, workers: int, clock: Callable[[], float] = time.time) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            os.ftruncate(descriptor, workers * _SLOT_BYTES)
-            self._map = mmap.mmap(descriptor, workers * _SLOT_BYTES)
-        finally:
-            os.close(descriptor)
+        self._map = shared_map(path, workers * _SLOT_BYTES)
         self._worker = worker
         self._workers = workers
         self._clock = clock

@@ -110,7 +110,7 @@ async def create_definition(call: Call) -> Answer:
         stored = await statistics.registry.create(project_id, definition)
     except ValueError as error:
         raise _invalid(error) from error
-    statistics.definitions.forget(project_id)
+    statistics.definitions.changed(project_id)
     return await _detail(call, project_id, Known(stored.definition, stored.version, stored.created_at), status=201)
 
 
@@ -125,7 +125,7 @@ async def replace_definition(call: Call) -> Answer:
         stored = await statistics.registry.replace(project_id, definition)
     except ValueError as error:
         raise _invalid(error) from error
-    statistics.definitions.forget(project_id)
+    statistics.definitions.changed(project_id)
     return await _detail(call, project_id, Known(stored.definition, stored.version, stored.created_at))
 
 
@@ -133,7 +133,7 @@ async def delete_definition(call: Call) -> Answer:
     name = call.request.path_params["name"]
     project_id = call.project(call.query.project_id)
     await call.services.statistics.registry.delete(project_id, name)
-    call.services.statistics.definitions.forget(project_id)
+    call.services.statistics.definitions.changed(project_id)
     return json_answer(DeletedDefinition(name))
 
 

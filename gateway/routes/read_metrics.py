@@ -76,7 +76,7 @@ class MetricQuery(ProjectQuery, frozen=True, kw_only=True, rename="camel", forbi
     timezone: _Zone = "UTC"
     # Not None: the text null is read as that.
     fill: Annotated[Fill, Meta(description=_FILL)] | msgspec.UnsetType = msgspec.UNSET
-    limit: Annotated[int, Meta(ge=1, le=1000, description="groups, the largest first")] = 100
+    limit: Annotated[int, Meta(ge=1, le=1000, description="groups, the largest first: by sum, else by count")] = 100
 
 
 class StreamQuery(ProjectQuery, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):

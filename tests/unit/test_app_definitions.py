@@ -2,11 +2,15 @@
 
 import asyncio
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from config.settings import WindowSettings
+from gateway.metric_definitions import Changes, Definitions
+from storage.metric_definitions import MetricDefinition
+from storage.metric_registry import MemoryMetricRegistry
 from tests.unit.fake_services import System
 
 BODY = {
@@ -108,6 +112,26 @@ async def test_webhooks_go_to_allowed_hosts_only(url: str, status: int) -> None:
         answer = await client.post(ROUTE, json=BODY | {"patterns": {"webhookUrl": url}})
     assert answer.status_code == status
     assert answer.json().get("pointer") == (None if status == 201 else "/patterns/webhookUrl")
+
+
+async def test_a_change_is_known_to_all_workers_of_a_machine_at_once(tmp_path: Path) -> None:
+    registry = MemoryMetricRegistry()
+    one, other = (
+        Definitions(
+            registry,
+            WindowSettings(),
+            changes=Changes(tmp_path / "changes", worker=number, workers=2),
+            ttl_s=60.0,
+        )
+        for number in range(2)
+    )
+    assert "mine" not in await one.of("shop")
+    assert "mine" not in await other.of("shop")
+    await registry.create("shop", MetricDefinition("mine"))
+    assert "mine" not in await other.of("shop"), "it is not asked for each time"
+    one.changed("shop")
+    assert "mine" in await one.of("shop")
+    assert "mine" in await other.of("shop")
 
 
 async def test_metrics_of_a_project_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
