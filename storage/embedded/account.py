@@ -2,15 +2,16 @@
 
 An ordinary user runs it as himself. Root runs it in a user namespace in which it is nobody: nothing is
 created or chmodded, and files stay root's. Where namespaces are forbidden root runs it as nobody, if
-nobody can reach the binaries and the folder; the folder is then nobody's, and stays so.
+nobody can reach the binaries and the folder; the folder is then nobody's, and stays so. Whose a cluster is was decided
+when it was made, for ever.
 """
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from storage.embedded.process import run
 from storage.errors import Misconfigured
 
 NOBODY = 65534
@@ -28,13 +29,20 @@ AS_NOBODY = Account(uid=NOBODY)
 IN_A_NAMESPACE = Account(prefix=("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}"))
 
 
-def account_for(directory: Path, binary: Path) -> Account:
-    """The account for a server of `binary` on `directory`, which exists. Raises `Misconfigured`."""
+def account_for(directory: Path, cluster: Path, binary: Path) -> Account:
+    """The account for a server of `binary` on `directory`, which exists, with the cluster in it, which may not yet.
+    Raises `Misconfigured`."""
     if os.geteuid() != 0:
         return OURS
-    is_nobodys = directory.stat().st_uid == NOBODY
+    is_made = cluster.exists()
+    is_nobodys = (cluster if is_made else directory).stat().st_uid == NOBODY
     if not is_nobodys and namespaces_work():
         return IN_A_NAMESPACE
+    if not is_nobodys and is_made:
+        raise Misconfigured(
+            f"PostgreSQL does not run as root, and {cluster} was made where user namespaces are to be had, which they "
+            "are not here: start it there, or as an ordinary user to whom you give the data folder (chown -R)"
+        )
     if not nobody_reaches(directory, binary):
         raise Misconfigured(
             f"PostgreSQL does not run as root, user namespaces are not to be had here, and nobody (uid {NOBODY}) "
@@ -48,7 +56,7 @@ def namespaces_work() -> bool:
     """Whether the kernel and the container let us make a user namespace, and `unshare` (util-linux) is there."""
     if shutil.which("unshare") is None:
         return False
-    return subprocess.run([*IN_A_NAMESPACE.prefix, "true"], check=False, capture_output=True).returncode == 0
+    return run([*IN_A_NAMESPACE.prefix, "true"]).returncode == 0
 
 
 def nobody_reaches(directory: Path, binary: Path) -> bool:
@@ -59,9 +67,6 @@ def nobody_reaches(directory: Path, binary: Path) -> bool:
 
 def _runs_as_nobody(command: list[str]) -> bool:
     try:
-        done = subprocess.run(
-            command, check=False, capture_output=True, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/"
-        )
+        return run(command, uid=NOBODY, directory=Path("/")).returncode == 0
     except OSError:
         return False
-    return done.returncode == 0

@@ -21,6 +21,7 @@ from storage.embedded.process import (
     kept_secret,
     log_end,
     nobody_asked,
+    run,
     spawn,
     stop,
     wait_ready,
@@ -73,7 +74,7 @@ class EmbeddedPostgres:
     def start(self, *, deadline_s: float = 60.0, on_spawn: OnSpawn = nobody_asked) -> None:
         """Create the cluster if there is none, start it, return when it takes connections."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._account = account_for(self._directory, postgres_binary("postgres"))
+        self._account = account_for(self._directory, self._cluster, postgres_binary("postgres"))
         if not (self._cluster / "PG_VERSION").exists():
             self._create()
         self._check_version()
@@ -114,16 +115,7 @@ class EmbeddedPostgres:
             os.chown(self._password_path, self._account.uid, self._account.uid)
         command = [*self._account.prefix, str(postgres_binary("initdb")), "-D", str(partial), "-U", "postgres"]
         command += ["--auth=scram-sha-256", f"--pwfile={self._password_path}", "--encoding=UTF8", "--no-locale"]
-        uid = self._account.uid
-        done = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            user=uid,
-            group=uid,
-            extra_groups=None if uid is None else (),
-        )
+        done = run(command, uid=self._account.uid)
         if done.returncode != 0:
             raise Misconfigured(f"initdb failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         partial.rename(self._cluster)
@@ -153,7 +145,7 @@ class EmbeddedPostgres:
 
     def _answers(self) -> bool:
         command = [str(postgres_binary("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+        return run(command).returncode == 0
 
     def stop(self, *, deadline_s: float = 30.0) -> None:
         """A fast shutdown: sessions end, a checkpoint is written."""

@@ -56,6 +56,25 @@ def nobody_asked(_pid: int) -> None:
     """The `OnSpawn` of those who keep no record."""
 
 
+def run(
+    command: Sequence[str], *, uid: int | None = None, directory: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end, in a session of its own: a Ctrl-C at the terminal would end it, and its failure be
+    taken for an answer."""
+    return subprocess.run(
+        command,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        user=uid,
+        group=uid,
+        extra_groups=None if uid is None else (),
+        cwd=directory,
+    )
+
+
 def spawn(
     command: Sequence[str], *, log_path: Path, environment: Mapping[str, str] | None = None, uid: int | None = None
 ) -> "subprocess.Popen[bytes]":

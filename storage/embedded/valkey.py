@@ -16,6 +16,7 @@ from storage.embedded.process import (
     free_port,
     kept_secret,
     nobody_asked,
+    run,
     spawn,
     stop,
     wait_ready,
@@ -68,7 +69,7 @@ class EmbeddedValkey:
 
     def _check_version(self) -> None:
         """A newer server's AOF cannot be read by an older one: the version that wrote it stands beside it."""
-        done = subprocess.run([str(valkey_binary()), "--version"], check=True, capture_output=True, text=True)
+        done = run([str(valkey_binary()), "--version"])
         match = re.search(r" v=(\d+)\.(\d+)", done.stdout)
         if match is None:
             raise Misconfigured(f"{valkey_binary()} does not tell its version: {done.stdout!r}")

@@ -1,12 +1,14 @@
 """As whom an embedded server runs, for each kind of machine."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from storage.embedded import account
 from storage.embedded.account import AS_NOBODY, IN_A_NAMESPACE, OURS, account_for
+from storage.embedded.process import run
 from storage.errors import Misconfigured
 
 BINARY = Path("/opt/postgres")
@@ -27,11 +29,11 @@ def chowned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, int]]:
 
 def test_an_ordinary_user_runs_it_as_himself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert account_for(tmp_path, BINARY) is OURS
+    assert account_for(tmp_path, tmp_path / "pgdata", BINARY) is OURS
 
 
 def test_root_runs_it_in_a_namespace(tmp_path: Path, chowned: list[tuple[Path, int]]) -> None:
-    assert account_for(tmp_path, BINARY) is IN_A_NAMESPACE
+    assert account_for(tmp_path, tmp_path / "pgdata", BINARY) is IN_A_NAMESPACE
     assert not chowned
 
 
@@ -40,7 +42,7 @@ def test_a_folder_that_is_nobodys_stays_so(
 ) -> None:
     owner = tmp_path.stat().st_uid
     monkeypatch.setattr(account, "NOBODY", owner)
-    assert account_for(tmp_path, BINARY) is AS_NOBODY
+    assert account_for(tmp_path, tmp_path / "pgdata", BINARY) is AS_NOBODY
     assert chowned == [(tmp_path, owner)]
 
 
@@ -48,7 +50,7 @@ def test_root_without_namespaces_runs_it_as_nobody(
     tmp_path: Path, chowned: list[tuple[Path, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(account, "namespaces_work", lambda: False)
-    assert account_for(tmp_path, BINARY) is AS_NOBODY
+    assert account_for(tmp_path, tmp_path / "pgdata", BINARY) is AS_NOBODY
     assert chowned == [(tmp_path, account.NOBODY)]
 
 
@@ -58,5 +60,21 @@ def test_a_folder_that_nobody_cannot_reach_is_refused_and_left_alone(
     monkeypatch.setattr(account, "namespaces_work", lambda: False)
     monkeypatch.setattr(account, "nobody_reaches", lambda *_: False)
     with pytest.raises(Misconfigured, match="run as an ordinary user"):
-        account_for(tmp_path, BINARY)
+        account_for(tmp_path, tmp_path / "pgdata", BINARY)
     assert not chowned
+
+
+def test_a_cluster_stays_whose_it_is(
+    tmp_path: Path, chowned: list[tuple[Path, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the machine says of namespaces later: a folder given to nobody around it would be closed for ever."""
+    cluster = tmp_path / "pgdata"
+    cluster.mkdir()
+    monkeypatch.setattr(account, "namespaces_work", lambda: False)
+    with pytest.raises(Misconfigured, match="chown"):
+        account_for(tmp_path, cluster, BINARY)
+    assert not chowned
+
+
+def test_a_command_is_not_reached_by_the_terminal() -> None:
+    assert int(run([sys.executable, "-c", "import os; print(os.getsid(0))"]).stdout) != os.getsid(0)
