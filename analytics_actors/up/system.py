@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from analytics_actors.ray_node import RayNode
-from analytics_actors.up.children import run_module
+from analytics_actors.up.children import ChildFailed, run_module
 from analytics_actors.up.connection import Connection, Prepared
 from analytics_actors.up.folder import DataFolder
 from analytics_actors.up.keeper import Keeper
@@ -149,14 +149,19 @@ class System:
         arguments = ["--settings", str(self._folder.settings_file)]
         if self._folder.connection_file.exists():
             arguments += ["--connection", str(self._folder.connection_file)]
-        output = run_module(
-            "analytics_actors.up.prepare",
-            arguments,
-            environment=os.environ,
-            log_path=self._folder.logs / "prepare.log",
-            deadline_s=PREPARE_DEADLINE_S,
-            cancelled=self._stopping.is_set,
-        )
+        try:
+            output = run_module(
+                "analytics_actors.up.prepare",
+                arguments,
+                environment=os.environ,
+                log_path=self._folder.logs / "prepare.log",
+                deadline_s=PREPARE_DEADLINE_S,
+                cancelled=self._stopping.is_set,
+            )
+        except ChildFailed:
+            if self._stopping.is_set():
+                raise Stopped from None
+            raise
         prepared = msgspec.json.decode(output, type=Prepared)
         for name in prepared.migrations:
             self._report(f"database: {name} applied")
