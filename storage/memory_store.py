@@ -34,7 +34,7 @@ class MemoryStore:
         """What was only aggregated."""
         self.dead_letters: dict[RowKey, dict[str, Any]] = {}
         self.ledger: defaultdict[LedgerKey, Counts] = defaultdict(Counts)
-        self.set_aside = MemorySetAside()
+        self.set_aside = MemorySetAside(clock_ms)
         self.writes: list[Sequence[PartitionWrite]] = []
         """Committed writes, in order."""
 

@@ -10,7 +10,7 @@ The law, which `PostgresSetAside` and `MemorySetAside` both keep:
 - A record that the event store has passed is not set aside: its events are stored, or were counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Protocol
 
@@ -101,7 +101,8 @@ class PostgresSetAside:
 class MemorySetAside:
     """Of a `MemoryStore`, which moves the checkpoints."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock_ms: Callable[[], int]) -> None:
+        self._clock_ms = clock_ms
         self.records: dict[tuple[int, int], SetAsideRecord] = {}
         self.raw: dict[tuple[int, int], bytes] = {}
         self.checkpoints: dict[int, int] = {}
@@ -114,8 +115,7 @@ class MemorySetAside:
         if self.checkpoints.get(record.partition, 0) > record.offset:
             return "passed"
         self.raw[key] = record.raw
-        now = datetime.now(UTC)
-        self.records[key] = SetAsideRecord(*key, record.reason, record.counts, len(record.raw), now, None)
+        self.records[key] = SetAsideRecord(*key, record.reason, record.counts, len(record.raw), self._now, None)
         return "added"
 
     async def all(self) -> list[SetAsideRecord]:
@@ -134,7 +134,11 @@ class MemorySetAside:
     def step_over(self, partition: int, first_offset: int, next_offset: int) -> None:
         for key, record in self.records.items():
             if key[0] == partition and first_offset <= key[1] < next_offset and record.stepped_over_at is None:
-                self.records[key] = record._replace(stepped_over_at=datetime.now(UTC))
+                self.records[key] = record._replace(stepped_over_at=self._now)
+
+    @property
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock_ms() / 1000, UTC)
 
 
 def _record(row: asyncpg.Record) -> SetAsideRecord:
