@@ -58,10 +58,14 @@ async def prepare(settings: Settings, kept: Connection | None) -> Prepared:
 def _check_metrics(settings: Settings) -> None:
     """Here, where somebody reads it, and not in each process that will use them."""
     try:
-        for definition in default_metrics(settings.windows):
-            check_pattern_settings(msgspec.convert(definition.patterns, PatternSettings))
+        metrics = default_metrics(settings.windows)
     except ValueError as error:
         raise Misconfigured(str(error)) from error
+    for definition in metrics:
+        try:
+            check_pattern_settings(msgspec.convert(definition.patterns, PatternSettings))
+        except ValueError as error:
+            raise Misconfigured(f"windows.metrics, {definition.name!r}: patterns: {error}") from error
 
 
 async def _check_log(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -92,10 +93,13 @@ async def test_another_number_of_partitions_is_refused(settings: Settings) -> No
         await prepare(changed, None)
 
 
-async def test_a_metric_of_the_settings_that_is_wrong_is_told_before_anything_starts(settings: Settings) -> None:
-    wrong = replace(settings, windows=WindowSettings(metrics=[{"name": "slow", "aggregation": "p95"}]))
+@pytest.mark.parametrize("wrong", [{"aggregation": "p95"}, {"patterns": {"sigma": 1}}])
+async def test_a_metric_of_the_settings_that_is_wrong_is_told_before_anything_starts(
+    settings: Settings, wrong: dict[str, Any]
+) -> None:
+    metrics = [{"name": "fine"}, {"name": "slow"} | wrong]
     with pytest.raises(Misconfigured, match=r"windows\.metrics, 'slow'"):
-        await prepare(wrong, None)
+        await prepare(replace(settings, windows=WindowSettings(metrics=metrics)), None)
 
 
 async def test_the_lakes_folder_is_made(settings: Settings) -> None:
