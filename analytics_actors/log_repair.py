@@ -70,11 +70,14 @@ class LogRepair:
                 offset = chunk[-1][0] + 1 if chunk else end
         return Checked(records, size, unreadable, set_aside)
 
-    async def set_aside(self, partition: int, offset: int) -> UnreadableRecord:
+    async def set_aside(self, partition: int, offset: int) -> SetAsideRecord:
         """Keep a record that cannot be read, so that its partition goes on without it; again changes nothing. Raises
         `NotFound` and `Conflict` for what is no such record."""
         if partition not in self._partitions:
             raise NotFound(f"there is no partition {partition}: there are {len(self._partitions)}, from 0 on")
+        # The log lets it go as soon as the event store has stepped over it.
+        if (known := await self._known(partition, offset)) is not None:
+            return known
         found = await self._log.read(partition, offset, max_records=1) if offset >= 0 else []
         if not found or found[0][0] != offset:
             [state] = await self._log.state([partition])
@@ -84,7 +87,13 @@ class LogRepair:
             raise Conflict(f"record {offset} of partition {partition} can be read: nothing was changed")
         if await self._kept.add(record) == "passed":
             raise Conflict(f"the event store has passed record {offset} of partition {partition}: it stops nothing")
-        return record
+        added = await self._known(partition, offset)
+        assert added is not None
+        return added
+
+    async def _known(self, partition: int, offset: int) -> SetAsideRecord | None:
+        kept = await self._kept.all()
+        return next((each for each in kept if (each.partition, each.offset) == (partition, offset)), None)
 
 
 def _extent(state: LogState | None) -> str:

@@ -79,10 +79,10 @@ def set_aside(*, partition: int, offset: int, config: Path | None, flags: Mappin
     """
     found = asyncio.run(_on_log(_settings(config, flags), lambda repair: repair.set_aside(partition, offset)))
     if as_json:
-        fields = {"partition": partition, "offset": offset, "bytes": len(found.raw), "reason": found.reason}
+        fields = {"partition": partition, "offset": offset, "bytes": found.bytes, "reason": found.reason}
         print_json(fields | {"counts": _counts_json(found.counts)})
         return
-    click.echo(f"record {offset} of partition {partition} is set aside: {bytes_text(len(found.raw))}, {found.reason}")
+    click.echo(f"record {offset} of partition {partition} is set aside: {bytes_text(found.bytes)}, {found.reason}")
     click.echo(_lost_text(found.counts))
     click.echo("the partition goes on within seconds, if its shard runs; `analytics-actors log check` shows it")
 

@@ -18,7 +18,7 @@ from storage.event_batch import EventBatch, PackedRows, decode_record, encode_re
 from storage.fingerprint import partition_of
 from storage.memory_log import MemoryLog
 from storage.memory_store import MemoryStore
-from storage.set_aside import UnreadableRecord
+from storage.set_aside import SetAsideRecord
 from tests.unit.batches import HOUR, make_batch
 
 PARTITIONS = 8
@@ -320,7 +320,7 @@ async def test_a_new_owner_opens_although_a_record_cannot_be_read(shard: Shard) 
     await eventually(lambda: shard.stored() == {"a": 1, "c": 1, "d": 1})
 
 
-async def set_aside(shard: Shard, partition: int, offset: int) -> UnreadableRecord:
+async def set_aside(shard: Shard, partition: int, offset: int) -> SetAsideRecord:
     """As the command does it."""
     repair = LogRepair(shard.log, shard.store.checkpoints, shard.store.set_aside, partitions=PARTITIONS)
     return await repair.set_aside(partition, offset)
