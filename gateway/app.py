@@ -68,9 +68,11 @@ def create_app(services: Services) -> Edge:
     operations = [*write_events.OPERATIONS, *routed]
     contract.publish(openapi.document(operations, version=version("analytics-actors")))
     writes = write_events.WriteRoutes(services, budget)
+    routes = [to_route(endpoint, services, gate_of(endpoint), budget) for endpoint in routed]
     return Edge(
         {"/v1/events": writes.single, "/v1/events/batch": writes.batch},
-        Router([to_route(endpoint, services, gate_of(endpoint), budget) for endpoint in routed]),
+        # `Edge` takes a slash at the end away: to send a client to the path with one would send it round for ever.
+        Router(routes, redirect_slashes=False),
         operations,
         services.metrics,
         query_origins=settings.query_origins,

@@ -44,6 +44,9 @@ async def test_trailing_slash_makes_no_difference() -> None:
     async with System().client("system") as client:
         assert (await client.get("/v1/projects/")).status_code == 200
         assert (await client.get("/healthz/")).status_code == 200
+        for nothing in ("/v1/metrics", "/v1/metrics/"):
+            answer = await client.get(nothing, follow_redirects=False)
+            assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
 ORIGIN = {"Origin": "https://shop.example"}
