@@ -72,6 +72,10 @@ class Spooler:
         return self._spool.bytes
 
     @property
+    def has_room(self) -> bool:
+        return self._spool.has_room
+
+    @property
     def batches(self) -> int:
         return sum(self._spool.depth.values())
 

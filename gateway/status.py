@@ -57,7 +57,6 @@ class WorkerStatus:
         self._worker = worker
         self._workers = workers
         self._started_s = time.time()
-        self._spool_max_bytes = settings.spool.max_bytes
         self._partitions = settings.log.partitions
         self._ring = HashRing(range(settings.actors.shards), partitions=self._partitions)
 
@@ -131,7 +130,7 @@ class WorkerStatus:
         """Events are taken as long as the log or the spool takes them."""
         # Anybody may ask: what exactly is wrong, and where, stands in the snapshot and the log.
         parts = {name: state if state == "ok" else "unavailable" for name, state in (await self._parts()).items()}
-        room = self._spooler.bytes < self._spool_max_bytes
+        room = self._spooler.has_room
         parts["spool"] = "ok" if room else "full"
         return Readiness(accepting=room or (parts["log"] == "ok" and parts["ray"] == "ok"), parts=parts)
 

@@ -10,6 +10,7 @@ Not thread safe: all calls come from one thread at a time.
 """
 
 import logging
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,8 @@ from storage.event_batch import EventBatch, decode_batch, encode_batch
 from storage.fingerprint import fingerprint
 
 SPOOL_VERSION = 1
+MIN_FREE_BYTES = 1024 * 1024
+"""A disk with less does not take batches for long; `put` tries all the same."""
 _ADOPT_BYTES = 4 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
@@ -102,6 +105,11 @@ class Spool:
         self._db.execute("COMMIT")
         fields = {"action": "spool_damaged", "path": str(self.path), "batches": len(unreadable)}
         _log.error("batches of the spool cannot be read and were set aside", extra=fields | {"error": unreadable[0][0]})
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a batch can be put now: below the bound, and on the disk."""
+        return self.bytes < self._max_bytes and shutil.disk_usage(self.path.parent).free >= MIN_FREE_BYTES
 
     def put(self, batches: Sequence[EventBatch]) -> None:
         """All of them on disk, or `SpoolFull` and none."""

@@ -1,14 +1,16 @@
 """The spool: what was put is there after a crash, in order, within its bound."""
 
+import shutil
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from storage.errors import FormatError, SpoolFull, Unavailable
 from storage.event_batch import BATCH_VERSION, EventBatch, PackedRows, Segment
 from storage.fingerprint import fingerprint
-from storage.spool import Spool, SpoolDepth, SpooledHour, read_counts, read_depth, spool_holds
+from storage.spool import MIN_FREE_BYTES, Spool, SpoolDepth, SpooledHour, read_counts, read_depth, spool_holds
 
 
 def batch(number: int, *, partition: int = 0, size: int = 100) -> EventBatch:
@@ -66,6 +68,17 @@ def test_the_bound_refuses_the_whole_put(tmp_path: Path) -> None:
     with pytest.raises(SpoolFull, match="of 400 bytes"):
         spool.put([batch(2), batch(3)])
     assert [s.batch for s in spool.oldest([0], max_bytes=10_000)] == [batch(1)]
+    spool.close()
+
+
+def test_room_is_below_the_bound_and_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = open_spool(tmp_path, max_bytes=400)
+    assert spool.has_room
+    for free, expected in ((MIN_FREE_BYTES - 1, False), (MIN_FREE_BYTES, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert spool.has_room is expected
+    spool.bytes = 400
+    assert not spool.has_room
     spool.close()
 
 
