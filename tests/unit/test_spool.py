@@ -73,12 +73,13 @@ def test_the_bound_refuses_the_whole_put(tmp_path: Path) -> None:
 
 def test_room_is_below_the_bound_and_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = open_spool(tmp_path, max_bytes=400)
-    assert spool.has_room
-    for free, expected in ((MIN_FREE_BYTES - 1, False), (MIN_FREE_BYTES, True)):
+    found = [spool.has_room]
+    for free in (MIN_FREE_BYTES - 1, MIN_FREE_BYTES):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-        assert spool.has_room is expected
+        found.append(spool.has_room)
     spool.bytes = 400
-    assert not spool.has_room
+    found.append(spool.has_room)
+    assert found == [True, False, True, False]
     spool.close()
 
 
