@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
 import httpx
+import psutil
 import pytest
 import redis.asyncio
 
@@ -46,16 +47,21 @@ def parts(system: RunningSystem) -> Collection[str]:
 
 
 async def test_postgres_away(system: RunningSystem, client: Client) -> None:
+    """Stopped, not killed: its port takes connections and open ones stay open, and nothing ever answers."""
     async with client.loading():
-        postgres = system.pid_of("bin/postgres", "-D")
-        # Stopped, not killed: its port takes connections, and nothing ever answers.
-        os.kill(postgres, signal.SIGSTOP)
+        main = psutil.Process(system.pid_of("bin/postgres", "-D"))
+        main.suspend()
+        # It starts no more of them now.
+        servers = main.children(recursive=True)
         try:
+            for server in servers:
+                server.suspend()
             async with away():
                 await asyncio.to_thread(wait_for, lambda: "unavailable" in parts(system))
                 await client.wait_for_acks("logged", 50)
         finally:
-            os.kill(postgres, signal.SIGCONT)
+            for server in (*servers, main):
+                server.resume()
     assert set(client.statuses) == {202}
     await client.check()
 
