@@ -42,6 +42,8 @@ LONGEST_FIRST = (
     "tests/integration/test_metrics.py",
     "tests/faults/test_windows.py",
     "tests/faults/test_batch.py",
+    "tests/integration/test_supervisor.py",
+    "tests/faults/test_damaged_log.py",
     "tests/contract/test_s3_objects.py",
     "tests/contract/test_sql_sandbox.py",
     "tests/contract/test_lake_repair.py",
