@@ -191,7 +191,7 @@ class Lane:
             await self._spooler.put(self.shard, batches)
         except SpoolFull as error:
             for group in groups:
-                _refuse(group, Overloaded(str(error), 5))
+                _refuse(group, error)
             return
         for group, batch in zip(groups, batches, strict=True):
             for waiting in group:
@@ -260,7 +260,7 @@ def _answer(waiting: Waiting, receipt: Receipt) -> None:
         waiting.receipt.set_result(receipt)
 
 
-def _refuse(group: list[Waiting], error: Overloaded) -> None:
+def _refuse(group: list[Waiting], error: Overloaded | SpoolFull) -> None:
     for waiting in group:
         if not waiting.receipt.done():
             waiting.receipt.set_exception(error)

@@ -64,7 +64,7 @@ class Ingest(Protocol):
     """Takes rows to safety: the partition log, or the spool while the log cannot be reached."""
 
     async def submit(self, project_id: str, rows: list[Row], *, rejected: int, received_at: datetime) -> Receipt:
-        """Return when the rows are on disk. Raises `Overloaded` when they could not be taken."""
+        """Return when the rows are on disk. Raises `Overloaded` or `SpoolFull` when they could not be taken."""
 
     async def wait_stored(self, receipt: Receipt, *, deadline_s: float) -> bool:
         """Whether the receipt's rows were in PostgreSQL before the deadline."""
