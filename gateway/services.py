@@ -1,8 +1,9 @@
 """What the routes need of the rest of the system, as Protocols: unit tests give small fakes, the worker
 gives the real things. Every call has a deadline of its own or is given one by the route."""
 
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -146,6 +147,10 @@ class Ledger(Protocol):
     ) -> list[Difference]: ...
 
 
+LARGE_AT_ONCE = 2
+"""Each takes up to seconds of one processor, of which a worker has one: more at once would all be late, in vain."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
     """What the routes of windowed metrics need (the Prometheus metrics of this process are `Services.metrics`)."""
@@ -158,6 +163,8 @@ class Statistics:
     reader: MetricReader
     answers: AnswerCache
     streams: MetricStreams
+    large_answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_AT_ONCE))
+    """For answers that may be made of very many windows: the others wait, for as long as a query may take."""
 
 
 class Patterns(Protocol):

@@ -12,7 +12,11 @@ import pytest
 from analytics_actors.windows.aggregate_only import shape_of
 from config.settings import GatewaySettings, WindowSettings
 from gateway.errors import ApiError
+from gateway.metric_query import Plan
+from gateway.metric_read import Read
+from gateway.metric_reader import MetricReader
 from gateway.middleware import Edge
+from gateway.services import LARGE_AT_ONCE
 from storage.aggregate import AGGREGATIONS, Aggregate
 from storage.aggregated import AggregatedRecord, RecordKey
 from storage.errors import Unavailable
@@ -211,6 +215,36 @@ async def test_groups_beyond_the_limit_are_told() -> None:
     answer = await ask(await with_groups(), "buys", **SEAM, groupBy="country", limit=1)
     assert [point["dimensions"] for point in answer["points"]] == [{"country": "US"}] * 2, "the largest sum"
     assert answer["omittedGroups"] == 2
+
+
+async def test_large_answers_are_made_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = await with_groups()
+    reader = system.statistics.reader
+    running: list[int] = []
+    most = 0
+
+    async def read(plan: Plan) -> Read:
+        nonlocal most
+        running.append(plan.buckets)
+        most = max(most, running.count(120))
+        await asyncio.sleep(0.01)
+        running.remove(plan.buckets)
+        return await MetricReader.read(reader, plan)
+
+    monkeypatch.setattr(reader, "read", read)
+    async with system.client("read") as client:
+
+        async def points(hours: int) -> int:
+            where = {"startTime": iso(LIVE - hours * HOUR), "endTime": iso(LIVE), "granularity": "hour"}
+            answer = await client.get("/v1/metrics/buys", params={**where, "groupBy": "country"})
+            return len(answer.json()["points"])
+
+        large = [asyncio.create_task(points(120)) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert await points(2) == 6
+        assert not all(task.done() for task in large), "a small one does not wait for them"
+        assert await asyncio.gather(*large) == [360] * 5
+    assert most == LARGE_AT_ONCE
 
 
 async def test_overflowing_groups_are_told() -> None:
