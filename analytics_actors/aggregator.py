@@ -29,9 +29,10 @@ from analytics_actors.windows.opening import Opening
 from analytics_actors.windows.partition import WindowPartition, WindowState
 from analytics_actors.windows.rebuild import Rebuilder
 from analytics_actors.windows.recompute import Recompute
-from analytics_actors.windows.roll_up import NoPatterns, PatternWatch, RollUp
+from analytics_actors.windows.roll_up import RollUp
 from analytics_actors.windows.shared import WindowShard
 from analytics_actors.windows.sources import Compute, LogStates, StoredCheckpoints, in_thread
+from analytics_actors.windows.watching import NoPatterns, PatternWatch
 from config.settings import Settings
 from storage.errors import Fenced
 from storage.event_columns import EventColumns, StoredEvents

@@ -12,34 +12,35 @@ more ("frozen", see `shared.py`) come from recomputation alone: there the day is
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 from analytics_actors.windows.aggregate_only import EVENTS as COUNTS_ALL
+from analytics_actors.windows.day_rows import EVENTS, ROWS_PER_CALL, DayRows, rolled_counts
 from analytics_actors.windows.definition_book import DefinitionBook, is_doubted, undoubted
 from analytics_actors.windows.in_place import publish_in_place
 from analytics_actors.windows.partition import WindowPartition, WindowState
 from analytics_actors.windows.shared import WindowShard
 from analytics_actors.windows.stepping import step_forever
+from analytics_actors.windows.watching import PatternWatch
 from storage.aggregate import Aggregate
 from storage.errors import StorageError
 from storage.metric_definitions import MetricDefinition
 from storage.rollups import DAY_S, RollupStore, day_of
-from storage.window_key import SIZE_S, Size, WindowKey, other
+from storage.window_key import SIZE_S, Size, WindowKey
 from storage.window_store import WindowStore
-
-EVENTS = "events"
-"""The default metric that every event is counted in."""
 
 STEP_S = 1.0
 CHANGED_INTERVAL_S = 5.0
 """Closed windows that late events changed are rolled up together, so often."""
 
-ROWS_PER_CALL = 1000
 MAX_WAITING = 100_000
 """Keys that wait for PostgreSQL: some 50 MB. Beyond it they are let go, and found again by an audit."""
 
 AUDIT_AFTER_S = 30
 """An hour is audited so long after its last windows were closed."""
+
+ABSENCE_S = 3600
+"""Windows outlive their hour's freezing by somewhat more than this."""
 
 _HOUR_S = 3600
 _USABLE = (WindowState.LIVE, WindowState.BUILDING)
@@ -61,31 +62,6 @@ class _Rows(NamedTuple):
     windows: list[tuple[WindowKey, Aggregate]]
 
 
-class PatternWatch(Protocol):
-    """`analytics_actors.patterns.watch` says what it may expect."""
-
-    async def closed(self, project_id: str, definition: MetricDefinition, key: WindowKey, aggregate: Aggregate) -> None:
-        """The window has closed. Called in the order of the windows' ends; one may come again after a restart."""
-
-    async def tick(self, now_s: float) -> None:
-        """All windows that have closed until then were handed over and rolled up."""
-
-    def observe(self) -> dict[str, Any]: ...
-
-
-class NoPatterns:
-    """`PatternWatch` that watches nothing."""
-
-    async def closed(self, project_id: str, definition: MetricDefinition, key: WindowKey, aggregate: Aggregate) -> None:
-        """There is nothing to judge."""
-
-    async def tick(self, now_s: float) -> None:
-        """There is nothing to judge."""
-
-    def observe(self) -> dict[str, Any]:
-        return {}
-
-
 class RollUp:
     """Runs until cancelled."""
 
@@ -105,7 +81,7 @@ class RollUp:
         self._waiting: defaultdict[Cell, set[WindowKey]] = defaultdict(set)
         self._changed_s = 0.0
         self._audited_hour = 0
-        self._days_rolled: dict[str, int] = {}
+        self._days = DayRows(rollups, max_groups=shard.settings.max_groups)
         self._writing = asyncio.Lock()
         """Held from the reading of windows until they are written, so that roll-ups come in the order of the windows:
         windows may change in place, at the same offset. Taken before the turn."""
@@ -319,13 +295,14 @@ class RollUp:
         found: set[int] = set()
         if doubt and self._book.definition(project_id, EVENTS) != COUNTS_ALL:
             found.update(hour for hour in hours if hour >= frozen_below)
-        for size in ("1m", "1h"):
+        sizes: tuple[Literal["1m", "1h"], ...] = ("1m", "1h")
+        for size in sizes:
             starts = range(hours.start, hours.stop, SIZE_S[size])
             keys = [WindowKey(project_id, EVENTS, size, start, ()) for start in starts]
             keys = [key for key in keys if self._shard.closing.is_closed(key, now_s)]
             async with self._shard.turn:
                 windows = {key.start: value.count for key, value in await self._values(keys)}
-            rolled = await self._counts(project_id, size, hours.start, hours.stop)
+            rolled = await rolled_counts(self._rollups, project_id, size, hours.start, hours.stop)
             for start in (key.start for key in keys):
                 hour = start // _HOUR_S * _HOUR_S
                 count, known = windows.get(start, 0), rolled.get(start, 0)
@@ -334,15 +311,6 @@ class RollUp:
                 if differs or (doubt and count and hour >= frozen_below):
                     found.add(hour)
         return sorted(found)
-
-    async def _counts(self, project_id: str, size: Size, start: int, end: int) -> dict[int, int]:
-        assert size != "5m"
-        columns = await self._rollups.read(project_id, EVENTS, size, start, end, grouped=False, wanted="count")
-        return {
-            int(at): int(count)
-            for series in columns.series
-            for at, count in zip(series.starts, series.counts, strict=True)
-        }
 
     async def _keys_of(
         self, project_id: str, metrics: Sequence[MetricDefinition], hour: int, sizes: Sequence[Size]
@@ -358,6 +326,12 @@ class RollUp:
                     keys += [WindowKey(project_id, metric.name, size, start, dimensions) for dimensions in known]
         return keys
 
+    async def _roll_day(self, owner: WindowPartition, project_id: str) -> None:
+        """The last day that lies wholly below the frozen hours."""
+        day = self._shard.frozen_below // DAY_S * DAY_S - DAY_S
+        metrics = self._book.applied(project_id).metrics
+        await self._days.roll(project_id, metrics, day, epoch=owner.epoch, next_offset=owner.next_offset)
+
     async def _reopen(self, project_id: str, now_s: float) -> None:
         """The windows that the last owner had open are to be closed by this one, those of the future too."""
         this_hour = int(now_s // _HOUR_S) * _HOUR_S
@@ -369,38 +343,6 @@ class RollUp:
                 keys = await self._keys_of(project_id, metrics, total.start, ("1m", "5m", "1h"))
                 keys = [key for key in keys if not self._shard.closing.is_closed(key, now_s)]
                 self._shard.closing.touched((key for key, _ in await self._values(keys)), now_s)
-
-    async def _roll_day(self, owner: WindowPartition, project_id: str) -> None:
-        """The last day that lies wholly below the frozen hours gets its row from its hours."""
-        day = self._shard.frozen_below // DAY_S * DAY_S - DAY_S
-        if self._days_rolled.get(project_id, 0) >= day:
-            return
-        hours = await self._counts(project_id, "1h", day, day + DAY_S)
-        known = await self._counts(project_id, "1d", day, day + DAY_S)
-        if sum(hours.values()) != known.get(day, 0):
-            for metric in self._book.applied(project_id).metrics:
-                rows = await self._day_rows(project_id, metric.name, day)
-                for start in range(0, len(rows), ROWS_PER_CALL):
-                    await self._rollups.upsert(
-                        rows[start : start + ROWS_PER_CALL], epoch=owner.epoch, next_offset=owner.next_offset
-                    )
-        self._days_rolled[project_id] = day
-
-    async def _day_rows(self, project_id: str, metric: str, day: int) -> list[tuple[WindowKey, Aggregate]]:
-        rows: dict[WindowKey, Aggregate] = {}
-        for grouped in (False, True):
-            columns = await self._rollups.read(project_id, metric, "1h", day, day + DAY_S, grouped=grouped)
-            for series in columns.series:
-                key = WindowKey(project_id, metric, "1d", day, series.dimensions)
-                if grouped and len(rows) > self._shard.settings.max_groups:
-                    key = key._replace(dimensions=other(series.dimensions))
-                for row in range(len(series.starts)):
-                    rows.setdefault(key, Aggregate()).merge(series.aggregate(row))
-        return list(rows.items())
-
-
-ABSENCE_S = 3600
-"""Windows outlive their hour's freezing by somewhat more than this."""
 
 
 def _runs(hours: Sequence[int]) -> list[range]:
