@@ -23,6 +23,7 @@ _MINUTE_S = 60
 _MINUTE_US = _MINUTE_S * 1_000_000
 # So many groups are counted in an array of that length; more are sorted first.
 _DENSE = 1 << 16
+_BYTES_A_KEY = 64
 
 COLUMN_PATHS = frozenset(Path("column", (column,)) for column in COLUMN_NAMES.values())
 
@@ -83,6 +84,16 @@ def group(keys: Codes, size: int) -> Grouped:
     index = np.empty(size, np.int64)
     index[ids] = np.arange(len(ids))
     return Grouped(ids, all_counts[ids], index[keys])
+
+
+def distinct(keys: Codes, size: int) -> Codes:
+    """The different ones among keys that are at least 0 and below `size`, ascending."""
+    if size > _BYTES_A_KEY * len(keys):
+        return np.unique(keys)
+    # A table of all that there may be: a tenth of the time that sorting them takes.
+    is_there = np.zeros(size, np.bool_)
+    is_there[keys] = True
+    return np.flatnonzero(is_there)
 
 
 class BatchColumns:

@@ -25,6 +25,7 @@ from analytics_actors.windows.batch_columns import (
     Mask,
     Rows,
     dimension_texts,
+    distinct,
     group,
 )
 from analytics_actors.windows.numbers import Numbers, read_numbers
@@ -192,7 +193,7 @@ class _Uniques:
 
     def aggregates(self, grouped: Grouped) -> list[Aggregate]:
         # Ranks ascend with the hashes, so each group's are sorted and different here.
-        pairs = np.unique(grouped.groups * len(self._hashes) + self._ranks)
+        pairs = distinct(grouped.groups * len(self._hashes) + self._ranks, len(grouped.ids) * len(self._hashes))
         groups, ranks = np.divmod(pairs, len(self._hashes))
         hashes = self._hashes[ranks]
         ends = np.cumsum(np.bincount(groups, minlength=len(grouped.ids))).tolist()
