@@ -25,7 +25,7 @@ async def test_an_aggregator_killed_again_and_again(
             await asyncio.to_thread(system.wait_windows)
     await check_whole(metric_client)
     for onlooker in onlookers:
-        assert onlooker.answers > 20
+        assert onlooker.answers > 9
         assert not onlooker.falls
         assert not onlooker.failures
 

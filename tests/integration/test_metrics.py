@@ -207,7 +207,7 @@ async def test_counts_never_go_down_while_events_come(client: MetricClient) -> N
         task.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
     for onlooker in onlookers:
-        assert onlooker.answers > 10
+        assert onlooker.answers > 5
         assert not onlooker.falls
         assert not onlooker.failures
         assert onlooker.value > 0
