@@ -26,6 +26,7 @@ from analytics_actors.store_sink import OtherSinks
 from analytics_actors.windows.progress import windows_progress
 from config import logs
 from config.garbage import collect_seldom
+from config.heap import keep_freed_memory
 from config.settings import Settings
 from storage.aggregated import store_all
 from storage.event_batch import decode_batches
@@ -132,6 +133,7 @@ class BatcherActor:
         self._endpoint = await server.start(host)
         self._batcher = batcher
         collect_seldom()
+        keep_freed_memory()
         _log.info("partitions are open", extra={"action": "opened", "partitions": len(partitions)})
         return batcher
 

@@ -17,6 +17,7 @@ from analytics_actors.webhook_hosts import WebhookHosts
 from analytics_actors.windows.definition_book import DefinitionBook
 from config import logs
 from config.garbage import collect_seldom
+from config.heap import keep_freed_memory
 from config.settings import Settings
 from storage.event_columns import PostgresEventColumns
 from storage.fingerprint import partition_of
@@ -117,6 +118,7 @@ class AggregatorActor:
         )
         aggregator.start(webhooks.run())
         collect_seldom()
+        keep_freed_memory()
         return aggregator
 
 

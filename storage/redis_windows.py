@@ -15,6 +15,7 @@ its `noeviction`: a server that is full refuses windows, as it refuses appends.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ KEYS_A_READ = 1000
 
 SETS_A_READ = 100
 _MEMBERS_A_CALL = 500
+_KEPT_MEMBERS = 16_384
 
 _PUBLISH, _CLAIM, _RESET = (Script(name) for name in ("publish_windows", "claim_windows", "reset_windows"))
 _OUTCOMES: dict[bytes, PublishOutcome] = {b"published": "published", b"fenced": "fenced", b"lost": "lost"}
@@ -162,10 +164,14 @@ def _groups(windows: Sequence[WindowKey]) -> list[tuple[WindowKey, Sequence[byte
     pieces: list[tuple[WindowKey, Sequence[bytes]]] = []
     for _, keys in groupby(grouped, key=lambda key: key[:4]):
         pieces += [
-            (some[0], [msgspec.json.encode(key.dimensions) for key in some])
-            for some in _pieces(list(keys), _MEMBERS_A_CALL)
+            (some[0], [_member(key.dimensions) for key in some]) for some in _pieces(list(keys), _MEMBERS_A_CALL)
         ]
     return pieces
+
+
+@lru_cache(maxsize=_KEPT_MEMBERS)
+def _member(dimensions: Dimensions) -> bytes:
+    return msgspec.json.encode(dimensions)
 
 
 def _pieces(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:

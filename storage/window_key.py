@@ -31,6 +31,7 @@ _HOUR_US = _HOUR_S * 1_000_000
 _NEVER_LATE_MARGIN_S = 2 * 3600  # an hour's first minute is in Redis for an hour less than this beyond its last event
 _SEAM_MARGIN_S = 300  # events on their way are counted before their hour is answered from roll-ups
 
+_KEPT_TEXTS = 16_384
 _ESCAPED = re.compile(r"[%:\x00-\x1f\x7f]")
 
 
@@ -55,8 +56,7 @@ def redis_key(key: WindowKey) -> str:
     """`metric:{project}:{metric}:{size}:{2024-01-15T10:30:00Z}[:{dimension}:{value}…]`.
 
     In names and values `%`, `:` and control characters are percent-escaped."""
-    tail = "".join(f":{_escape(name)}:{_escape(value)}" for name, value in key.dimensions)
-    return _stem(key.project_id, key.metric, key.size, key.start) + tail
+    return _stem(*key[:4]) + _tail(key.dimensions)
 
 
 def groups_key(project_id: str, metric: str, size: Size, start: int) -> str:
@@ -64,6 +64,13 @@ def groups_key(project_id: str, metric: str, size: Size, start: int) -> str:
     return _stem(project_id, metric, size, start) + ":groups"
 
 
+# Windows are written some times a second while they are open: their names are kept.
+@lru_cache(maxsize=_KEPT_TEXTS)
+def _tail(dimensions: Dimensions) -> str:
+    return "".join(f":{_escape(name)}:{_escape(value)}" for name, value in dimensions)
+
+
+@lru_cache(maxsize=_KEPT_TEXTS)
 def _stem(project_id: str, metric: str, size: Size, start: int) -> str:
     return f"metric:{_escape(project_id)}:{_escape(metric)}:{size}:{time_text(start)}"
 

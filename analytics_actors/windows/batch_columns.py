@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from analytics_actors.windows.digging import Scalar, digger
+from analytics_actors.windows.digging import Keys, Scalar, digger
 from storage.metric_definitions import COLUMN_NAMES, MAX_VALUE_CHARS, Path, text_of
 from storage.window_key import microseconds
 
@@ -25,6 +25,8 @@ _MINUTE_US = _MINUTE_S * 1_000_000
 _DENSE = 1 << 16
 _BYTES_A_KEY = 64
 
+JsonColumn = Literal["properties", "context"]
+JSON_COLUMNS: tuple[JsonColumn, ...] = ("properties", "context")
 COLUMN_PATHS = frozenset(Path("column", (column,)) for column in COLUMN_NAMES.values())
 
 
@@ -99,7 +101,7 @@ def distinct(keys: Codes, size: int) -> Codes:
 class BatchColumns:
     """Rows in `storage.event_batch.COLUMNS`; at least one."""
 
-    def __init__(self, rows: pa.RecordBatch) -> None:
+    def __init__(self, rows: pa.Table) -> None:
         self._rows = rows
         self.length = rows.num_rows
         self._texts: dict[Paths, Texts] = {}
@@ -137,17 +139,16 @@ class BatchColumns:
             mask = of_type if mask is None else mask & of_type
         return None if mask is None or bool(mask.all()) else np.flatnonzero(mask)
 
-    def dig(self, paths: frozenset[Path], rows: Rows | None) -> None:
-        """Read the values at these paths, none of them a column, for these rows (None: all)."""
-        for source in ("properties", "context"):
-            keys = frozenset(path.keys for path in paths if path.source == source)
-            if not keys:
-                continue
-            column = self._rows.column(source)
-            found = digger(keys).dig(column if rows is None else column.take(pa.array(rows)))
-            for key in keys:
-                values = self._values.setdefault(Path(source, key), np.full(self.length, None, object))
-                values[slice(None) if rows is None else rows] = found[key]
+    def dig(self, source: JsonColumn, wanted: frozenset[Keys], rows: Rows | None) -> None:
+        """Read the values at these paths of properties or context, for these rows (None: all)."""
+        column = self._rows.column(source)
+        found = digger(wanted).dig(column if rows is None else column.take(pa.array(rows)))
+        for keys, values in found.items():
+            dug = np.fromiter(values, object, len(values))
+            if rows is None:
+                self._values[Path(source, keys)] = dug
+            else:
+                self._values.setdefault(Path(source, keys), np.full(self.length, None, object))[rows] = dug
 
     def values(self, paths: Paths, rows: Rows | None = None) -> list[Scalar]:
         """The value at the first of the paths that has one, for these rows; only rows that were dug have one."""
@@ -185,7 +186,7 @@ class BatchColumns:
         known = self._hashed.get(paths)
         if known is None:
             codes, texts = self.texts(paths)
-            hashes = np.fromiter((xxh3_64_intdigest(text.encode()) for text in texts), np.uint64, len(texts))
+            hashes = np.fromiter(map(xxh3_64_intdigest, map(str.encode, texts)), np.uint64, len(texts))
             order = np.argsort(hashes)
             ranks = np.empty(len(texts) + 1, np.int64)
             ranks[order] = np.arange(len(texts))
@@ -201,8 +202,9 @@ def dimension_texts(column: Texts) -> list[str]:
     return [text[:MAX_VALUE_CHARS] for text in column.texts] + [""]
 
 
-def _encode(column: pa.Array) -> Texts:
-    encoded = column.dictionary_encode()
+def _encode(column: pa.Array | pa.ChunkedArray) -> Texts:
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    encoded = whole.dictionary_encode()
     codes = encoded.indices
     if codes.null_count:
         codes = pc.fill_null(codes, -1)

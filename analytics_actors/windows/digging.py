@@ -4,7 +4,7 @@ A msgspec struct is made for each set of paths and kept. Everywhere in it any JS
 send what they like: an object where a value is wanted, or a value where an object is, is an absent value.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from operator import attrgetter
 from types import NoneType
@@ -19,8 +19,8 @@ from storage.errors import FormatError
 Keys = tuple[str, ...]
 Scalar = str | int | float | bool | None
 
-# Texts are joined to be decoded in one call; this bounds the joined copy.
-_CHUNK_BYTES = 16 * 1024 * 1024
+# Texts are joined to be decoded in one call; the joined copy and what is decoded from it stay in the processor's cache.
+_PIECE_BYTES = 256 * 1024
 _SCALARS = frozenset({str, int, float, bool, NoneType})
 
 
@@ -71,14 +71,14 @@ class Digger:
         any_of: Any = Union[self._root.struct, str, int, float, bool, list, None]  # noqa: UP007
         self._decoder: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(list[any_of])
 
-    def dig(self, texts: pa.Array) -> dict[Keys, list[Scalar]]:
+    def dig(self, texts: pa.ChunkedArray) -> dict[Keys, list[Scalar]]:
         """For each path a value a text; None where it is absent, null, an object or an array, or the text is null.
 
         Raises `FormatError` when a text is no JSON: the gateway lets none through."""
         found: dict[Keys, list[Scalar]] = {}
-        for chunk in _chunks(texts):
+        for piece in _pieces(texts):
             part: dict[Keys, list[Scalar]] = {}
-            self._root.collect(self._decode(chunk), (), part)
+            self._root.collect(self._decode(piece), (), part)
             for path, values in part.items():
                 found.setdefault(path, []).extend(values)
         return found
@@ -95,11 +95,10 @@ class Digger:
         return decoded
 
 
-def _chunks(texts: pa.Array) -> Iterable[pa.Array]:
-    pieces = 1 + texts.nbytes // _CHUNK_BYTES
-    rows = max(-(-len(texts) // pieces), 1)
-    # One empty chunk for no rows: every path has its (empty) list then.
-    return (texts.slice(start, rows) for start in range(0, max(len(texts), 1), rows))
+def _pieces(texts: pa.ChunkedArray) -> Iterator[pa.Array]:
+    rows = max(len(texts) * _PIECE_BYTES // (texts.nbytes + 1), 1)
+    # One empty piece for no rows: every path has its (empty) list then.
+    return (texts.slice(start, rows).combine_chunks() for start in range(0, max(len(texts), 1), rows))
 
 
 @lru_cache(maxsize=256)

@@ -6,8 +6,8 @@ wants. Metrics that ask the same of the same projects are computed once (`unique
 The result depends only on the set of rows: any order and any split, merged, give the same windows (WM-1).
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import repeat
@@ -19,16 +19,19 @@ import pyarrow as pa
 
 from analytics_actors.windows.batch_columns import (
     COLUMN_PATHS,
+    JSON_COLUMNS,
     BatchColumns,
     Codes,
     Grouped,
+    JsonColumn,
     Mask,
     Rows,
     dimension_texts,
     distinct,
     group,
 )
-from analytics_actors.windows.numbers import Numbers, read_numbers
+from analytics_actors.windows.digging import Keys
+from analytics_actors.windows.numbers import Numbers, compared, read_numbers
 from storage.aggregate import QUANTILES, Aggregate, Aggregation
 from storage.metric_definitions import Dimension, Filter, MetricDefinition, Path, predicate, resolve_path
 from storage.quantile_sketch import QuantileSketch
@@ -47,11 +50,10 @@ def aggregate(rows: pa.RecordBatch | pa.Table, definitions: Definitions, *, skip
     `rows` are in `storage.event_batch.COLUMNS`, without duplicates and without events that are too late.
     `definitions` gives a project's metrics; it answers fastest with the same sequence for projects that have the same.
     Raises `FormatError` when properties or context are no JSON. `skipped` is added to."""
-    batches = rows.combine_chunks().to_batches() if isinstance(rows, pa.Table) else [rows]
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_batches([rows])
     deltas: Deltas = {}
-    for batch in batches:
-        if batch.num_rows:
-            _BatchGrouping(BatchColumns(batch), deltas, Counter() if skipped is None else skipped).run(definitions)
+    if table.num_rows:
+        _BatchGrouping(BatchColumns(table), deltas, Counter() if skipped is None else skipped).run(definitions)
     return deltas
 
 
@@ -74,7 +76,7 @@ class _Shape:
     event_types: frozenset[str] | None
     paths: Paths
     dimensions: tuple[Dimension, ...]
-    filters: tuple[tuple[Path, Callable[[object], bool]], ...]
+    filters: tuple[tuple[Filter, Path], ...]
     selection: bytes
     """Equal for definitions that take the same events."""
 
@@ -82,7 +84,7 @@ class _Shape:
     def dug(self) -> frozenset[Path]:
         """What must be read from JSON."""
         dimensions = (dimension.path for dimension in self.dimensions)
-        filters = (path for path, _ in self.filters)
+        filters = (path for _, path in self.filters)
         return frozenset({*self.paths, *dimensions, *filters} - COLUMN_PATHS)
 
 
@@ -108,7 +110,7 @@ def _shape(encoded: bytes) -> _Shape:
         event_types=frozenset(types) or None,
         paths=definition.paths,
         dimensions=definition.dimension_paths,
-        filters=tuple((resolve_path(each.path), predicate(each)) for each in definition.filters),
+        filters=tuple((each, resolve_path(each.path)) for each in definition.filters),
         selection=msgspec.msgpack.encode([types, definition.filters]),
     )
 
@@ -123,22 +125,32 @@ class _Work:
 
 
 class _Need(NamedTuple):
-    """What must be dug out of which events."""
+    """What must be dug out of the properties or the context of the events of these types."""
 
-    paths: frozenset[Path]
+    source: JsonColumn
+    keys: frozenset[Keys]
     event_types: frozenset[str] | None
 
 
-def _need(shapes: Sequence[_Shape]) -> _Need:
-    paths: frozenset[Path] = frozenset().union(*(shape.dug for shape in shapes))
-    types = [shape.event_types for shape in shapes if shape.event_types is not None]
-    return _Need(paths, frozenset().union(*types) if len(types) == len(shapes) else None)
+def _needs(shapes: Collection[_Shape], occurring: Collection[str], source: JsonColumn) -> list[_Need]:
+    """Of every event no more than what is wanted of its type; `occurring` are the types that there are."""
+    dug = {shape: frozenset(path.keys for path in shape.dug if path.source == source) for shape in shapes}
+    for_all = frozenset[Keys]().union(*(keys for shape, keys in dug.items() if shape.event_types is None))
+    wanted: dict[str, frozenset[Keys]] = {}
+    for shape, keys in dug.items():
+        for event_type in shape.event_types or ():
+            wanted[event_type] = wanted.get(event_type, for_all) | keys
+    types: defaultdict[frozenset[Keys], set[str]] = defaultdict(set)
+    for event_type in occurring:
+        types[wanted.get(event_type, for_all)].add(event_type)
+    are_alike = len(types) == 1
+    return [_Need(source, keys, None if are_alike else frozenset(some)) for keys, some in types.items() if keys]
 
 
-def _plan(projects: Sequence[str], definitions: Definitions) -> tuple[list[_Work], dict[_Need, list[int]]]:
+def _plan(columns: BatchColumns, definitions: Definitions) -> tuple[list[_Work], dict[_Need, list[int]]]:
     """What is to be computed, and what must be dug out before for which projects."""
     same: dict[int, tuple[Sequence[MetricDefinition], list[int]]] = {}
-    for code, project in enumerate(projects):
+    for code, project in enumerate(columns.projects.texts):
         asked = definitions(project)
         same.setdefault(id(asked), (asked, []))[1].append(code)
     metrics: dict[tuple[str, bytes], list[int]] = {}
@@ -149,7 +161,9 @@ def _plan(projects: Sequence[str], definitions: Definitions) -> tuple[list[_Work
             metrics.setdefault(metric, []).extend(codes)
         digging = [shape for shape in map(_shape, encoded.values()) if shape.dug]
         if digging:
-            needs.setdefault(_need(digging), []).extend(codes)
+            for source in JSON_COLUMNS:
+                for need in _needs(digging, columns.event_types.texts, source):
+                    needs.setdefault(need, []).extend(codes)
     works: dict[tuple[bytes, Projects], _Work] = {}
     for (name, shape), codes in metrics.items():
         of_projects = tuple(sorted(codes))
@@ -247,9 +261,11 @@ class _BatchGrouping:
         self._numbers: dict[tuple[bytes, Projects, Paths], Numbers] = {}
 
     def run(self, definitions: Definitions) -> None:
-        works, needs = _plan(self._columns.projects.texts, definitions)
+        works, needs = _plan(self._columns, definitions)
         for need, projects in needs.items():
-            self._columns.dig(need.paths, self._columns.rows_of(projects, need.event_types))
+            rows = self._columns.rows_of(projects, need.event_types)
+            if rows is None or len(rows):
+                self._columns.dig(need.source, need.keys, rows)
         for work in works:
             selection = self._select(work)
             if selection.rows is None or len(selection.rows):
@@ -261,19 +277,21 @@ class _BatchGrouping:
         known = self._selections.get(key)
         if known is None:
             rows = self._columns.rows_of(work.projects, shape.event_types)
-            for path, holds in shape.filters:
-                rows = self._filter(rows, path, holds)
+            for condition, path in shape.filters:
+                rows = self._filter(rows, condition, path)
             known = self._selections[key] = _Selection(key, rows)
         return known
 
-    def _filter(self, rows: Rows | None, path: Path, holds: Callable[[object], bool]) -> Rows:
+    def _filter(self, rows: Rows | None, condition: Filter, path: Path) -> Rows:
+        holds = predicate(condition)
         if path in COLUMN_PATHS:
             codes, texts = self._columns.texts((path,))
             table = np.array([*map(holds, texts), holds(None)], np.bool_)  # the last is for code -1
             passed = table[codes if rows is None else codes[rows]]
         else:
             values = self._columns.values((path,), rows)
-            passed = np.fromiter(map(holds, values), np.bool_, len(values))
+            vector = compared(values, condition)
+            passed = np.fromiter(map(holds, values), np.bool_, len(values)) if vector is None else vector
         return np.flatnonzero(passed) if rows is None else rows[passed]
 
     def _count(self, work: _Work, selection: _Selection) -> None:
@@ -337,7 +355,7 @@ class _BatchGrouping:
             for cell, dimensions, value in zip(cells.tolist(), tuples, aggregates, strict=False):
                 key = WindowKey(projects[cell], name, "1m", starts[cell], dimensions)
                 known = self._deltas.get(key)
-                if known is not None:  # from another batch, or the cut value of a dimension
+                if known is not None:  # of a dimension's values that are the same when they are cut
                     known.merge(value)
                 else:
                     self._deltas[key] = value.copy() if number else value

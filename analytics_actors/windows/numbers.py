@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.aggregate import EXACT, SUM_SCALE, ZERO
-from storage.metric_definitions import number_of
+from storage.metric_definitions import Filter, number_of
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -30,6 +30,12 @@ _ROUNDED_BELOW = 1e14
 _SAFELY_ROUNDED = 0.4  # of a last digit: the error of float arithmetic below _ROUNDED_BELOW is under 0.05
 _SUM_BELOW = 2.0**62
 _PLAIN = frozenset({int, float, NoneType})
+_COMPARISONS: dict[str, np.ufunc] = {
+    "gt": np.greater,
+    "gte": np.greater_equal,
+    "lt": np.less,
+    "lte": np.less_equal,
+}
 
 
 class Numbers(NamedTuple):
@@ -93,6 +99,25 @@ def read_numbers(values: Sequence[object]) -> Numbers:
         _read_one(position, values[position], floats, others)
     unusable = [position for position in np.flatnonzero(np.isnan(floats)).tolist() if values[position] is not None]
     return Numbers(floats, scaled, others, unusable)
+
+
+def compared(values: Sequence[object], condition: Filter) -> NDArray[np.bool_] | None:
+    """Where values meet a condition that compares with a number. None when it is another condition, or when some value
+    is no plain number: then `storage.metric_definitions.predicate` tells."""
+    compare, limit = _COMPARISONS.get(condition.op), condition.value
+    if (
+        compare is None
+        or isinstance(limit, bool)
+        or not isinstance(limit, int | float)
+        or abs(limit) >= _FLOAT_INTEGERS
+    ):
+        return None
+    floats = _plain_floats(values)
+    with np.errstate(invalid="ignore"):
+        if floats is None or bool((np.abs(floats) >= _FLOAT_INTEGERS).any()):
+            return None
+        holds: NDArray[np.bool_] = compare(floats, limit)  # never for NaN, the absent value
+    return holds
 
 
 def _plain_floats(values: Sequence[object]) -> Floats | None:

@@ -42,10 +42,10 @@ class WindowPartition:
         self.audited = False
         """Whether the roll-ups were compared with the windows since this owner has them."""
         self.doubtful = False
+        """Whether every roll-up has to be written anew, whatever the comparison says."""
         self.rebuilt_to = 0
         """The windows were counted from stored events below it, all of them, by this owner; what the log has said of
         these records is not in them."""
-        """Whether every roll-up has to be written anew, whatever the comparison says."""
 
     def claimed(self, checkpoint: WindowsCheckpoint) -> None:
         self.epoch = checkpoint.epoch

@@ -42,6 +42,16 @@ class Hour(NamedTuple):
     start: int
 
 
+class _Kept:
+    """A window in memory, and what was counted for it."""
+
+    __slots__ = ("aggregate", "bytes")
+
+    def __init__(self, aggregate: Aggregate) -> None:
+        self.aggregate = aggregate
+        self.bytes = 0
+
+
 class WindowSet:
     """Not for two callers at once: `merge` and what publishes its result belong together."""
 
@@ -49,8 +59,7 @@ class WindowSet:
         self._source = source
         self._max_bytes = max_bytes
         self._max_groups = max_groups
-        self._windows: OrderedDict[WindowKey, Aggregate] = OrderedDict()
-        self._sizes: dict[WindowKey, int] = {}
+        self._windows: OrderedDict[WindowKey, _Kept] = OrderedDict()
         self._admitted: OrderedDict[Hour, set[Dimensions]] = OrderedDict()
         self._bytes = 0
         self.unpublished: dict[WindowKey, Aggregate] = {}
@@ -79,25 +88,26 @@ class WindowSet:
     async def merge(self, deltas: Mapping[WindowKey, Aggregate]) -> None:
         """Add to minutes, 5 minutes and hours. Raises what the source raises; no window is changed then."""
         await self._load_admitted(deltas)
-        admitted = [(self._admit(key, delta), delta) for key, delta in deltas.items()]
-        targets = [(key, *(coarser(key, size) for size in COARSER)) for key, _ in admitted]
-        await self._load_windows(targets)
-        for keys, (_, delta) in zip(targets, admitted, strict=True):
-            for key in keys:
-                self._add(key, delta)
+        changes: list[tuple[WindowKey, Aggregate]] = []
+        for minute, delta in deltas.items():
+            key = self._admit(minute, delta)
+            changes += [(key, delta), *((coarser(key, size), delta) for size in COARSER)]
+        await self._load_windows({key for key, _ in changes if key not in self._windows})
+        for key, delta in changes:
+            self._add(key, delta)
 
     async def get(self, keys: Sequence[WindowKey]) -> list[Aggregate | None]:
         """Windows as they are published, or None; to be looked at, not to be changed. Nothing may be unpublished."""
         missing = [key for key in keys if key not in self._windows]
         found = dict(zip(missing, await self._source.load(missing), strict=True)) if missing else {}
-        return [self._windows.get(key) or found.get(key) for key in keys]
+        return [kept.aggregate if (kept := self._windows.get(key)) else found.get(key) for key in keys]
 
     def published(self) -> None:
         """All of `unpublished` is in the store: what there is no room for may go."""
         self.unpublished.clear()
         while self._bytes > self._max_bytes and self._windows:
-            key, _ = self._windows.popitem(last=False)
-            self._bytes -= self._sizes.pop(key)
+            _, kept = self._windows.popitem(last=False)
+            self._bytes -= kept.bytes
         while self._bytes > self._max_bytes and self._admitted:
             _, tuples = self._admitted.popitem(last=False)
             self._bytes -= len(tuples) * GROUP_BYTES
@@ -112,8 +122,7 @@ class WindowSet:
 
     def _drop(self, belongs: Callable[[str, str], bool]) -> None:
         for key in [key for key in self._windows if belongs(key.project_id, key.metric)]:
-            del self._windows[key]
-            self._bytes -= self._sizes.pop(key)
+            self._bytes -= self._windows.pop(key).bytes
             self.unpublished.pop(key, None)
         for hour in [hour for hour in self._admitted if belongs(hour.project_id, hour.metric)]:
             self._bytes -= len(self._admitted.pop(hour)) * GROUP_BYTES
@@ -148,8 +157,8 @@ class WindowSet:
                 self._admitted[Hour(project_id, metric, start)] = known
                 self._bytes += len(known) * GROUP_BYTES
 
-    async def _load_windows(self, targets: Iterable[Sequence[WindowKey]]) -> None:
-        missing = list({key for keys in targets for key in keys if key not in self._windows})
+    async def _load_windows(self, keys: Collection[WindowKey]) -> None:
+        missing = list(keys)
         if not missing:
             return
         for key, found in zip(missing, await self._source.load(missing), strict=True):
@@ -157,20 +166,24 @@ class WindowSet:
                 self._keep(key, found)
 
     def _add(self, key: WindowKey, delta: Aggregate) -> None:
-        known = self._windows.get(key)
-        if known is None:
-            self._keep(key, known := delta.copy())
+        kept = self._windows.get(key)
+        if kept is None:
+            kept = self._keep(key, delta.copy())
         else:
-            known.merge(delta)
-            self._keep(key, known)
-        self.unpublished[key] = known
+            kept.aggregate.merge(delta)
+            self._measure(kept)
+            self._windows.move_to_end(key)
+        self.unpublished[key] = kept.aggregate
 
-    def _keep(self, key: WindowKey, value: Aggregate) -> None:
-        size = value.resident_bytes + KEY_BYTES
-        self._bytes += size - self._sizes.get(key, 0)
-        self._sizes[key] = size
-        self._windows[key] = value
-        self._windows.move_to_end(key)
+    def _keep(self, key: WindowKey, value: Aggregate) -> _Kept:
+        kept = self._windows[key] = _Kept(value)
+        self._measure(kept)
+        return kept
+
+    def _measure(self, kept: _Kept) -> None:
+        size = kept.aggregate.resident_bytes + KEY_BYTES
+        self._bytes += size - kept.bytes
+        kept.bytes = size
 
 
 def _hour_of(key: WindowKey) -> Hour:

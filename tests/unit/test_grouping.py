@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analytics_actors.windows.grouping import Deltas, Skipped, aggregate, coarser
+from analytics_actors.windows.numbers import compared
 from storage.aggregate import EXACT, QUANTILES, ZERO, Aggregate, decimal_text, encode_aggregate
 from storage.errors import FormatError
 from storage.event_batch import COLUMNS
@@ -25,6 +26,7 @@ from storage.metric_definitions import (
     MAX_VALUE_CHARS,
     Filter,
     MetricDefinition,
+    Op,
     number_of,
     predicate,
     read_dimension,
@@ -166,6 +168,14 @@ METRICS = (
     MetricDefinition("chosen", "max", property="amount", filters=[Filter("eventType", "in", ["click", "view"])]),
     MetricDefinition("signed_in", filters=[Filter("userId", "exists"), Filter("a.b", "exists", False)]),
 )
+BY_TYPE = (
+    MetricDefinition("clicked", "sum", property="amount", event_types=["click"], dimensions=["country"]),
+    MetricDefinition("viewed", "unique", property="a.b", event_types=["view"]),
+    MetricDefinition("low", filters=[Filter("amount", "lte", 12.9)], event_types=["view", "click"]),
+    MetricDefinition(
+        "late", filters=[Filter("context.page", "lt", 3), Filter("value", "gte", 0)], event_types=["view"]
+    ),
+)
 FEW = (MetricDefinition("events", "sum", property="amount"), MetricDefinition("by_two", dimensions=["a.b"]))
 
 scalars = st.one_of(
@@ -193,7 +203,7 @@ events = st.builds(
     st.sampled_from(["click", "purchase", "view"]),
     properties,
     contexts,
-    project=st.sampled_from(["p", "q", "few"]),
+    project=st.sampled_from(["p", "q", "few", "by_type"]),
     user=st.sampled_from([None, "u1", "u2", "3"]),
     session=st.sampled_from([None, "s1"]),
     at_s=st.sampled_from([0.0, 0.1, 29.999, 30.0, 59.9, -31.0, 3600.0, -86400.0 * 4000]),
@@ -201,7 +211,7 @@ events = st.builds(
 
 
 def definitions_of(project: str) -> Sequence[MetricDefinition]:
-    return FEW if project == "few" else METRICS
+    return {"few": FEW, "by_type": BY_TYPE}.get(project, METRICS)
 
 
 @settings(max_examples=75)
@@ -339,6 +349,28 @@ def test_four_dimensions_of_many_values_do_not_overflow() -> None:
     tuples = [each for each in deltas if each.dimensions]
     assert len(tuples) == 3000
     assert key("m", ("a", "a61"), ("b", "b61"), ("c", "c61"), ("d", "d61"), start=MINUTE + 60) in deltas
+
+
+def test_texts_of_all_lengths_are_read_in_pieces() -> None:
+    """Long ones beside short ones, in several record batches; a piece has as many texts as fit into the cache."""
+    rows = [event("view", {"title": "x" * (1 << number % 20), "a": {"b": number}}, at_s=0) for number in range(100)]
+    table = pa.Table.from_batches([batch(rows[:7]), batch([]), batch(rows[7:])], schema=COLUMNS)
+    metric = MetricDefinition("m", "sum", property="a.b")
+    assert shown(aggregate(table, same(metric))) == model(rows, same(metric))
+
+
+@given(st.lists(values, max_size=5), st.sampled_from(["gt", "gte", "lt", "lte", "eq"]), scalars)
+def test_comparing_in_columns_is_comparing_each(some: list[Any], op: Op, limit: Any) -> None:
+    condition = Filter("amount", op, limit)
+    holds = compared(some, condition)
+    if holds is not None:
+        assert holds.tolist() == list(map(predicate(condition), some))
+
+
+def test_numbers_are_compared_in_columns() -> None:
+    """Otherwise the test above compares nothing."""
+    holds = compared([1, 2.5, None, -3], Filter("amount", "gte", 1))
+    assert holds is not None and holds.tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize("bad", ["{", '{"amount":1} {}', '{"amount":1},{}', ""])
