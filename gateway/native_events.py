@@ -99,10 +99,12 @@ def _times(events: list[NativeEvent[JsonObject]], terms: Terms) -> list[datetime
 
 
 def _addresses_are_fine(events: list[NativeEvent[JsonObject]]) -> bool:
-    for event in events:
-        if event.context and (ip := event.context.get("ip")) is not None and not is_address(ip):
-            return False
-    return True
+    try:
+        # Each different one once: a page's events have the same.
+        addresses = {event.context.get("ip") for event in events if event.context}
+    except TypeError:  # an object or an array, which is no address
+        return False
+    return all(address is None or is_address(address) for address in addresses)
 
 
 def _encoded(objects: list[JsonObject | None] | list[JsonObject]) -> list[bytes]:

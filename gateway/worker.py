@@ -23,6 +23,7 @@ from analytics_actors.background import Background
 from analytics_actors.lake.places import Places
 from config import logs
 from config.garbage import collect_seldom
+from config.heap import keep_freed_memory
 from config.settings import Settings
 from gateway.app import create_app
 from gateway.decode import Decoder
@@ -132,6 +133,7 @@ class Worker:
                 background.spawn(run)
             self._link.start()
             collect_seldom()
+            keep_freed_memory()
             await serve(app, sock, gateway, on_shutdown=statistics.streams.close)
             await self._ingest.drain()
             self._metrics.flush()
