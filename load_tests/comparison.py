@@ -119,13 +119,18 @@ class Comparison:
 
     def latency(self) -> None:
         """Single events at half of what `single` has found. The bare route at the same rate shows what of
-        that is the generator and HTTP."""
+        that is the generator and HTTP, the durable one what of it is the disk."""
         rate = self.half_load()
-        with self.plain("bare") as bare:
-            found: dict[str, list[Latency]] = {"half_load": [], "bare_half_load": []}
+        with self.plain("bare") as bare, self.plain("durable") as durable:
+            servers: dict[str, Server] = {
+                "half_load": self._server,
+                "bare_half_load": bare,
+                "durable_half_load": durable,
+            }
+            found: dict[str, list[Latency]] = {prefix: [] for prefix in servers}
             for _ in range(self.plan.rounds):
-                found["half_load"].append(self.at_rate(self._server, rate))
-                found["bare_half_load"].append(self.at_rate(bare, rate))
+                for prefix, server in servers.items():
+                    found[prefix].append(self.at_rate(server, rate))
         for prefix, latencies in found.items():
             self.results.keep_latency(prefix, latencies)
 

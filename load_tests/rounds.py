@@ -114,7 +114,7 @@ class SystemServer:
 
 
 class PlainServer:
-    """A floor: what it has answered is stored (`executemany`), or never will be (`bare`)."""
+    """A floor: what it has answered is stored (`executemany`), or never will be (`bare`, `durable`)."""
 
     def __init__(self, name: str, server: FloorServer, system: RunningSystem) -> None:
         """`system` is the one whose PostgreSQL it uses."""
