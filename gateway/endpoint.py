@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.routing import Route
 
@@ -24,6 +25,15 @@ Access = Literal["open", "write", "read", "admin", "system"]
 bound to no project. A key that is bound to a project reaches this project alone."""
 
 MAX_ADMIN_BODY_BYTES = 64 * 1024
+
+
+class _IdConvertor(PathConvertor):
+    """`{name:id}` in a path: any text, with slashes and line breaks in it (`:path` stops at these)."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("id", _IdConvertor())
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

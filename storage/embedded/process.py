@@ -57,22 +57,32 @@ def nobody_asked(_pid: int) -> None:
 
 
 def run(
-    command: Sequence[str], *, uid: int | None = None, directory: Path | None = None
+    command: Sequence[str], *, uid: int | None = None, directory: Path | None = None, deadline_s: float = 120.0
 ) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end, in a session of its own: a Ctrl-C at the terminal would end it, and its failure be
-    taken for an answer."""
-    return subprocess.run(
+    taken for an answer.
+
+    Raises `Misconfigured` when it does not end in time; all of its session is ended then."""
+    with subprocess.Popen(
         command,
-        check=False,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         user=uid,
         group=uid,
         extra_groups=None if uid is None else (),
         cwd=directory,
-    )
+    ) as child:
+        try:
+            stdout, stderr = child.communicate(timeout=deadline_s)
+        except BaseException as error:
+            os.killpg(child.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Misconfigured(f"{command[0]} has not ended in {deadline_s:g} s") from error
+            raise
+    return subprocess.CompletedProcess(command, child.returncode, stdout, stderr)
 
 
 def spawn(

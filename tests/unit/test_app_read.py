@@ -53,7 +53,7 @@ async def test_bad_parameters_are_named(query: str, pointer: str | None) -> None
     assert answer.json().get("pointer") == pointer
 
 
-@pytest.mark.parametrize("event_id", ["e1", "a/b", "https://shop.example/x?y", "ü", "a b"])
+@pytest.mark.parametrize("event_id", ["e1", "a/b", "https://shop.example/x?y", "ü", "a b", "a\nb", "\n"])
 async def test_one_event(event_id: str) -> None:
     system = System()
     system.queries.add(event_id)

@@ -2,8 +2,10 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from storage.embedded import account
@@ -78,3 +80,24 @@ def test_a_cluster_stays_whose_it_is(
 
 def test_a_command_is_not_reached_by_the_terminal() -> None:
     assert int(run([sys.executable, "-c", "import os; print(os.getsid(0))"]).stdout) != os.getsid(0)
+
+
+def test_a_command_that_does_not_end_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    with pytest.raises(Misconfigured, match="sh has not ended in 1 s"):
+        run(["sh", "-c", f"sleep 60 & echo $! > {pid_file}; wait"], deadline_s=1.0)
+    wait_until_gone(int(pid_file.read_text()))
+
+
+def wait_until_gone(pid: int) -> None:
+    until_s = time.monotonic() + 10
+    while is_alive(pid):
+        assert time.monotonic() < until_s, "the process lives on"
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
