@@ -239,13 +239,16 @@ class Comparison:
         return _Log(self.system.metric(bytes_appended), self.system.metric(events_appended))
 
     def _best(self, server: Server, workload: Workload) -> Speed:
-        """The best number of connections for a server. The first is tried twice, and counts once it is warm."""
+        """The best number of connections for a server. Each is tried on the way up and on the way down, and its better
+        attempt counts: the disk stands still for longer than half of an attempt now and then, and the first is cold."""
         seconds = self.plan.attempt_s
         numbers = workload.connections[self.plan.skip :: self.plan.skip + 1]
-        tried = [
+        attempts = [
             self._attempt(server, workload, connections, self._bodies_for(workload, seconds), seconds)
-            for connections in (numbers[0], *numbers)
-        ][1:]
+            for connections in (*numbers, *reversed(numbers))
+        ]
+        pairs = zip(attempts, reversed(attempts), strict=True)
+        tried = [max(pair, key=lambda speed: speed.requests_per_s) for pair in pairs][: len(numbers)]
         self.results.keep_attempts(workload, server.name, tried)
         best = max(tried, key=lambda speed: speed.requests_per_s)
         self.report(f"{workload.name} {server.name}: {best.connections} connections suit it best")
