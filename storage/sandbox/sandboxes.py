@@ -106,6 +106,7 @@ class Sandboxes:
         self._waiting: deque[asyncio.subprocess.Process] = deque()
         self._asked_at = 0.0
         self._keeper: asyncio.Task[None] | None = None
+        self._endings: set[asyncio.Task[None]] = set()
         self._wanted = asyncio.Event()
         self._is_closed = False
 
@@ -117,7 +118,7 @@ class Sandboxes:
             yield Asked(process, question)
         finally:
             # Ours to end even while we are cancelled: what is not waited for stays a zombie.
-            await asyncio.shield(_end(process))
+            await asyncio.shield(self._end(process))
             self._keep_warm()
 
     async def _take(self) -> asyncio.subprocess.Process:
@@ -146,13 +147,23 @@ class Sandboxes:
                         await self._wanted.wait()
         finally:
             while self._waiting:
-                await asyncio.shield(_end(self._waiting.popleft()))
+                self._end(self._waiting.popleft())
+
+    def _end(self, process: asyncio.subprocess.Process) -> "asyncio.Task[None]":
+        """A task of its own: whoever wants the process ended may be cancelled meanwhile, and `close` waits for it."""
+        ending = asyncio.create_task(_end(process))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        return ending
 
     async def close(self) -> None:
+        """Returns when there is no process any more, of those that nobody asks."""
         self._is_closed = True
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._endings:
+            await asyncio.wait(self._endings)
 
 
 async def _start() -> asyncio.subprocess.Process:

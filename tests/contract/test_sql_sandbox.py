@@ -444,6 +444,19 @@ async def test_a_process_waits_after_the_first_query_only_and_not_for_ever(lake:
                     await asyncio.sleep(0.02)
 
 
+async def test_closing_waits_for_processes_that_are_being_ended(lake: SqlLake) -> None:
+    """Also when the idle time has just ended them: a loop that is closed before them leaves them running."""
+    async with asking(lake, QuerySettings(warm_processes=1, warm_idle_s=0.5)) as ask:
+        await ask.value("shop", "SELECT 1")
+        sandboxes = ask.queries._sandboxes
+        async with asyncio.timeout(20):
+            while not sandboxes._waiting:
+                await asyncio.sleep(0.01)
+            while not sandboxes._endings:
+                await asyncio.sleep(0)
+    assert children() == []
+
+
 async def test_each_query_has_a_process_of_its_own(ask: Asker) -> None:
     """One that waited is used once: a table made by one query, could it be made, would be gone for the next."""
     for _ in range(3):
