@@ -340,6 +340,27 @@ async def test_a_batch_job_changes_no_roll_up_by_what_is_left_of_a_damaged_lake(
     await files.close()
 
 
+async def test_events_that_go_before_the_read_begins_make_it_unavailable(
+    lake: PostgresLake, real: RealLake, tmp_path: Path
+) -> None:
+    """PostgreSQL was chosen because it had all; what it has after that is a part, and nothing may be made of it."""
+    past, _ = past_of(lake, real.objects, tmp_path)
+    await real.store(["shop"], count=2)
+    await real.export()
+    ask = past._horizon.has_all
+
+    async def lose_after(project_ids: Sequence[str], *, start_s: float) -> bool:
+        had_all = await ask(project_ids, start_s=start_s)
+        await remove_stored(lake)
+        return had_all
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(past._horizon, "has_all", lose_after)
+        with pytest.raises(Unavailable):
+            await _count(past)
+    assert await _count(past) == 2
+
+
 async def test_each_event_comes_once_while_it_moves(lake: PostgresLake, real: RealLake, tmp_path: Path) -> None:
     """Into the lake, into larger files, and out of PostgreSQL."""
     past, _ = past_of(lake, real.objects, tmp_path, prefer_lake=True)
