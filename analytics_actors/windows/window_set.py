@@ -43,7 +43,7 @@ class Hour(NamedTuple):
 
 
 class _Kept:
-    """A window in memory, and what was counted for it."""
+    """A window in memory, and the bytes that it was last found to take."""
 
     __slots__ = ("aggregate", "bytes")
 
