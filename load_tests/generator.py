@@ -4,7 +4,7 @@
   connections the server is what limits.
 - `open_loop`: requests are due at given times, whatever the server does. Latency counts from the time at
   which a request was due, so that a server that stalls is not asked less (no coordinated omission). It counts
-  the generator's own lateness too; libuv's timers alone are late by up to a millisecond.
+  the generator's own lateness too, of a millisecond or two: it sends together what is due within one.
 
 An answer other than 202 is counted, not repeated. A lost connection ends the run (`ConnectionError`).
 """
@@ -19,6 +19,11 @@ from typing import NamedTuple, cast
 from load_tests.responses import BadResponse, ResponseReader
 
 CONNECT_DEADLINE_S = 10.0
+
+SHORTEST_PAUSE_S = 0.001
+"""Between looks at the schedule. libuv's timers have milliseconds: a shorter pause is none, and the generator spun for
+a third of a core, which it shares with what it measures."""
+
 Clock = Callable[[], float]
 
 
@@ -237,7 +242,8 @@ class _Pacer:
         while due and idle and due[0] <= now_s:
             idle.popleft().send(next(self._requests), since_s=self._start_s + due.popleft())
         if due and idle:
-            self._timer = asyncio.get_running_loop().call_later(due[0] - now_s, self._send_due)
+            pause_s = max(due[0] - now_s, SHORTEST_PAUSE_S)
+            self._timer = asyncio.get_running_loop().call_later(pause_s, self._send_due)
 
     def stop(self) -> None:
         if self._timer is not None:

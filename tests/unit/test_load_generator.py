@@ -147,6 +147,14 @@ def test_open_loop_keeps_to_the_schedule() -> None:
     assert outcome.seconds == pytest.approx(0.101)
 
 
+def test_open_loop_sends_together_what_is_due_within_a_millisecond() -> None:
+    """Ten requests a millisecond do not wake it ten times: it shares the cores with what it measures."""
+    server = _Server(answer_s=lambda _: 0.0005)
+    outcome = run_open(server, [0.0001 * number for number in range(1000)], connections=64)
+    assert len(set(server.taken_at_s)) <= 101
+    assert max(outcome.latencies_s) <= 0.001 + 0.0005 + 1e-9
+
+
 def test_open_loop_counts_from_the_time_that_a_request_was_due() -> None:
     """The first answer takes 200 ms on the only connection: all that was due meanwhile has waited, and says so."""
     server = _Server(answer_s=lambda number: 0.2 if number == 0 else 0.0)
