@@ -62,6 +62,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}")
     parser.add_argument("--seconds", type=float, help=f"length of a round [{FULL.seconds:g}]")
     parser.add_argument("--rounds", type=int, help=f"rounds of each [{FULL.rounds}]")
+    parser.add_argument("--rate", type=float, help="of the half load, in requests a second [half of what is measured]")
     parser.add_argument("--projects", type=int, default=4, help="projects that take turns [4]")
     parser.add_argument("--seed", type=int, default=1, help="of the events and arrivals [1]")
     parser.add_argument("--metrics", action="store_true", help="define the ten metrics of `windows` in every project")
@@ -80,7 +81,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
     plan = QUICK if arguments.quick else FULL
-    return plan._replace(seconds=arguments.seconds or plan.seconds, rounds=arguments.rounds or plan.rounds)
+    return plan._replace(
+        seconds=arguments.seconds or plan.seconds,
+        rounds=arguments.rounds or plan.rounds,
+        requests_per_s=arguments.rate,
+    )
 
 
 def settings_of(arguments: argparse.Namespace) -> list[str]:
@@ -106,7 +111,7 @@ def compare(comparison: Comparison, arguments: argparse.Namespace) -> Run:
     comparison.finish()
     results: Results = comparison.results
     show(results, console)
-    is_full = not arguments.quick and not arguments.only
+    is_full = not (arguments.quick or arguments.only or arguments.rate)
     content = {
         "figures": results.figures,
         "ratios": results.ratios,
@@ -130,7 +135,7 @@ def profile(comparison: Comparison, system: RunningSystem, arguments: argparse.N
 
 def endure(comparison: Comparison, runner: asyncio.Runner, system: RunningSystem, arguments: argparse.Namespace) -> Run:
     workload: Workload = WORKLOADS[arguments.only[0]] if arguments.only else SINGLE
-    rate = comparison.saturation(workload).requests_per_s / 2
+    rate: float = arguments.rate or comparison.saturation(workload).requests_per_s / 2
     report(f"{workload.name}: {rate:,.0f} requests/s for {arguments.soak:g} minutes")
     found = soak(
         runner,

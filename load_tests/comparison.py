@@ -48,12 +48,14 @@ Found = TypeVar("Found")
 
 class Plan(NamedTuple):
     """How long and how often: `seconds` of a round, `attempt_s` of each attempt to find the best number of
-    connections, of which `skip` are left out before every one that is tried."""
+    connections, of which `skip` are left out before every one that is tried. `requests_per_s` is the half load, when
+    it is not to be half of what was measured."""
 
     seconds: float
     rounds: int
     attempt_s: float
     skip: int
+    requests_per_s: float | None = None
 
 
 class _Log(NamedTuple):
@@ -135,7 +137,9 @@ class Comparison:
             self.results.keep_latency(prefix, latencies)
 
     def half_load(self) -> float:
-        """Half of what `single` has found in requests a second, or of what attempts find."""
+        """The plan's, or half of what `single` has found in requests a second, or of what attempts find."""
+        if self.plan.requests_per_s:
+            return self.plan.requests_per_s
         measured = self.results.figures.get("system_single_requests_per_s")
         if measured is None:
             self._tried_single = self._tried_single or self.saturation(SINGLE)

@@ -18,6 +18,11 @@ def test_quick_is_shorter_and_single_values_win() -> None:
     assert plan_of(parse(["--quick", "--seconds", "5", "--rounds", "2"])) == QUICK._replace(seconds=5.0, rounds=2)
 
 
+def test_the_half_load_may_be_given() -> None:
+    assert plan_of(parse(["--rate", "4200"])).requests_per_s == 4200
+    assert plan_of(parse([])).requests_per_s is None
+
+
 def test_what_is_compared_has_no_lake_and_what_is_looked_at_is_as_it_comes() -> None:
     assert settings_of(parse([])) == ["lake.enabled=false"]
     assert settings_of(parse(["--set", "lake.enabled=true"])) == ["lake.enabled=false", "lake.enabled=true"]
