@@ -1,8 +1,9 @@
 """The log's first sink: takes unstored records into the event store, a transaction at a time.
 
 A write starts when `batch_size` events wait, when the oldest has waited `batch_interval_ms`, or when a
-caller asked to be told (`?ack=stored`). Up to `max_concurrent_writes` run at once, each over partitions of
-its own. A partition is claimed in the event store before its first write and after anything
+caller asked to be told (`?ack=stored`). While one is under way it takes a full one, of `max_write_events`, to start
+another beside it: load makes writes larger before it makes them many. Up to `max_concurrent_writes` run at once, each
+over partitions of its own. A partition is claimed in the event store before its first write and after anything
 that left the outcome of one unknown: the claim says where the checkpoint really stands, so that
 nothing is stored twice and nothing skipped (CK-1, ND-1). While PostgreSQL is away the records stay in
 the log, and the sink tries again for ever.
@@ -94,8 +95,14 @@ class StoreSink:
 
     def appended(self) -> None:
         """Records have come. While they are too few to be written at once, the sleeper wakes up in time by himself."""
-        if self._backlog.events >= self._settings.batch_size:
+        if self._backlog.events >= self._enough_events:
             self._wake.set()
+
+    @property
+    def _enough_events(self) -> int:
+        """So many start a write at once."""
+        settings = self._settings
+        return max(settings.batch_size, settings.max_write_events) if self._writes else settings.batch_size
 
     async def run(self) -> None:
         while True:
@@ -198,7 +205,7 @@ class StoreSink:
             return False
         oldest_ms = min(owner.pending.oldest_ms or now_ms for owner in ready)
         return (
-            sum(owner.pending.events for owner in ready) >= self._settings.batch_size
+            sum(owner.pending.events for owner in ready) >= self._enough_events
             or now_ms - oldest_ms >= self._settings.batch_interval_ms
             or self.draining
             or any(owner.somebody_waits for owner in ready)

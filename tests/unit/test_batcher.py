@@ -14,7 +14,9 @@ from analytics_actors.log_repair import LogRepair
 from analytics_actors.messages import APPENDED, FULL, NOT_OWNER, REPEATED, UNAVAILABLE, AppendReply
 from analytics_actors.takeover import OFFSET_BLOCK
 from config.settings import LogSettings, Settings, StoreSettings
+from storage.copy_format import gather
 from storage.event_batch import EventBatch, PackedRows, decode_record, encode_record
+from storage.event_store import PartitionWrite, WriteResult
 from storage.fingerprint import partition_of
 from storage.memory_log import MemoryLog
 from storage.memory_store import MemoryStore
@@ -108,6 +110,48 @@ async def test_a_batch_that_is_sent_again_is_recognised_as_a_whole(shard: Shard)
     assert await statuses(batcher, batch, batch) == [REPEATED, REPEATED]
     await eventually(lambda: shard.ledger()["stored"] == 2)
     assert shard.ledger()["received"] == 2
+
+
+class HeldStore(MemoryStore):
+    """Its writes begin, and end when `go` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[int] = []
+        """The events of each."""
+        self.go = asyncio.Event()
+
+    async def write(self, writes: Sequence[PartitionWrite]) -> WriteResult:
+        self.begun.append(gather(writes).num_rows)
+        await self.go.wait()
+        return await super().write(writes)
+
+
+async def test_while_a_write_is_under_way_only_a_full_one_starts_beside_it(shard: Shard) -> None:
+    shard.settings = Settings(
+        log=LogSettings(partitions=PARTITIONS),
+        store=StoreSettings(batch_interval_ms=60_000, batch_size=2, max_write_events=4),
+    )
+    store = shard.store = HeldStore()
+    batcher = await shard.start()
+    of_partition = {partition_of(name, PARTITIONS): name for name in (f"p{n}" for n in range(100))}
+    projects = list(of_partition.values())[:4]
+
+    async def send(project: int, *event_ids: str) -> None:
+        assert await statuses(batcher, make_batch(*event_ids, project=projects[project])) == [APPENDED]
+        await asyncio.sleep(0.02)
+
+    await send(0, "a", "b")
+    await send(1, "c", "d")
+    await send(2, "e")
+    assert store.begun == [2]
+    await send(3, "f")
+    assert store.begun == [2, 4]
+    await send(0, "g")
+    await send(0, "h")
+    store.go.set()
+    await eventually(lambda: sum(shard.stored().values()) == 8)
+    assert store.begun == [2, 4, 2]
 
 
 async def test_only_its_own_partitions_are_taken(shard: Shard) -> None:
