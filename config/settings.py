@@ -95,7 +95,7 @@ class WindowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     enabled: Annotated[bool, describe("run aggregators; without them metrics come from stored events only")] = True
     ttl_s: Annotated[int, Meta(ge=3 * 3600), describe("windows stay in Redis so long after their end")] = 86400
-    publish_interval_ms: Annotated[Positive, describe("events are counted at most this much later")] = 100
+    publish_interval_ms: Annotated[Positive, describe("events are counted at most this much later")] = 300
     close_after_s: Annotated[Seconds, describe("a window is judged and rolled up so long after its end")] = 60.0
     recompute_quiet_s: Annotated[Seconds, describe("a day with late events is recomputed after so long a pause")] = 5.0
     recompute_wait_s: Annotated[Seconds, describe("and after this time even without a pause")] = 60.0
