@@ -7,6 +7,7 @@ is new; so a Bloom filter in words of 64 bits, one cache miss, answers first, an
 Fingerprints are uniformly distributed already: their own bits are the filter's hash functions.
 """
 
+import mmap
 import sys
 
 import numpy as np
@@ -42,13 +43,18 @@ def filter_patterns(fingerprints: Fingerprints) -> Fingerprints:
     return _PATTERNS.take((fingerprints & _PATTERN_INDEX).view(np.int64), mode="clip")
 
 
+def _own_pages(size: int) -> Fingerprints:
+    """Zeros outside of the heap: what replaces them is longer, so that their place there would stay a hole."""
+    return np.frombuffer(mmap.mmap(-1, size * 8), np.uint64)
+
+
 class _Filter:
     """A Bloom filter in blocks: an id's high bits choose the word, its low bits the pattern in it."""
 
     def __init__(self, ids: int) -> None:
         words_log2 = max(_MIN_WORDS_LOG2, (max(ids - 1, 0) // _IDS_A_WORD).bit_length())
         self.capacity = _IDS_A_WORD << words_log2
-        self.words = np.zeros(1 << words_log2, np.uint64)
+        self.words = _own_pages(1 << words_log2)
         self._shift = np.uint64(64 - words_log2)
 
     def add(self, fingerprints: Fingerprints) -> None:
@@ -127,7 +133,8 @@ class FingerprintSet:
         while kept and self._runs[kept - 1].size < _RATIO * size:
             kept -= 1
             size += self._runs[kept].size
-        merged = np.concatenate([*self._runs[kept:], run])
+        merged = _own_pages(size)
+        np.concatenate([*self._runs[kept:], run], out=merged)
         # A stable sort finds the sorted parts and only merges them.
         merged.sort(kind="stable")
         self._runs = [*self._runs[:kept], merged]
