@@ -8,7 +8,6 @@ first call, since Ray runs the constructor outside of the event loop that serves
 
 import asyncio
 import logging
-import os
 import uuid
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ import msgspec
 import ray
 
 from analytics_actors.append_stream import APPEND, WAIT_STORED, AppendServer, Endpoint
+from analytics_actors.background import end_if_failed
 from analytics_actors.batcher import Batcher
 from analytics_actors.event_folding import EventFolding
 from analytics_actors.lake.progress import all_sinks, lake_progress
@@ -66,12 +66,7 @@ class BatcherActor:
 
     async def ready(self) -> bool:
         """Start if need be; True when the partitions are open."""
-        batcher = self._batcher or await self._start()
-        failure = batcher.failure
-        if failure is not None:
-            _log.error("the batcher starts anew", exc_info=failure, extra={"action": "restart"})
-            # Ray restarts the actor if it is the one that Ray knows; everything is found again in the log.
-            os._exit(1)
+        await self._start()
         return True
 
     async def drain(self, deadline_s: float) -> bool:
@@ -80,8 +75,11 @@ class BatcherActor:
 
     @ray.method(concurrency_group="control")
     async def observe(self) -> bytes:
-        """An encoded `BatcherView`; empty while the actor is starting."""
-        return msgspec.msgpack.encode(self._batcher.observe()) if self._batcher else b""
+        """An encoded `BatcherView`; empty while the actor is starting. One that has failed ends instead."""
+        if self._batcher is None:
+            return b""
+        end_if_failed(self._batcher.failure, "the batcher")
+        return msgspec.msgpack.encode(self._batcher.observe())
 
     @ray.method(concurrency_group="control")
     async def pending_of(self, project_id: str) -> list[tuple[int, int, int]]:

@@ -1,7 +1,6 @@
 """The Ray actor around `Aggregator`; see `analytics_actors.actors`, whose way with calls and restarts it follows."""
 
 import logging
-import os
 import uuid
 from typing import Any
 
@@ -9,6 +8,7 @@ import msgspec
 import ray
 
 from analytics_actors.aggregator import Aggregator
+from analytics_actors.background import end_if_failed
 from analytics_actors.messages import AggregatorView, aggregator_name
 from analytics_actors.patterns.watch import PatternWatch
 from analytics_actors.ring import HashRing
@@ -58,17 +58,15 @@ class AggregatorActor:
             except Exception as error:
                 _log.error("the aggregator could not be started", exc_info=error, extra={"action": "open_failed"})
                 raise
-        failure = self._aggregator.failure
-        if failure is not None:
-            _log.error("the aggregator starts anew", exc_info=failure, extra={"action": "restart"})
-            # Ray restarts the actor if it is the one that Ray knows; everything is found again in the stores.
-            os._exit(1)
         return self._aggregator.ready
 
     @ray.method(concurrency_group="control")
     async def observe(self) -> bytes:
-        """An encoded `AggregatorView`; empty while the actor is starting."""
-        return msgspec.msgpack.encode(self._aggregator.observe()) if self._aggregator else b""
+        """An encoded `AggregatorView`; empty while the actor is starting. One that has failed ends instead."""
+        if self._aggregator is None:
+            return b""
+        end_if_failed(self._aggregator.failure, "the aggregator")
+        return msgspec.msgpack.encode(self._aggregator.observe())
 
     def _start(self) -> Aggregator:
         settings = self._settings

@@ -2,10 +2,20 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 _log = logging.getLogger(__name__)
+
+
+def end_if_failed(failure: BaseException | None, what: str) -> None:
+    """End this process, an actor's, when its work has failed.
+
+    Ray starts the actor anew if it is the one that Ray knows; everything is found again in the stores."""
+    if failure is not None:
+        _log.error("%s starts anew", what, exc_info=failure, extra={"action": "restart"})
+        os._exit(1)
 
 
 class Background:

@@ -1,7 +1,6 @@
 """The Ray actor around `Exporter`; see `analytics_actors.actors`, whose way with calls and restarts it follows."""
 
 import logging
-import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import msgspec
 import ray
 
+from analytics_actors.background import end_if_failed
 from analytics_actors.exporter import Exporter
 from analytics_actors.lake.crash import crash_point
 from analytics_actors.messages import ExporterView, exporter_name
@@ -53,11 +53,6 @@ class ExporterActor:
             except Exception as error:
                 _log.error("the exporter could not be started", exc_info=error, extra={"action": "open_failed"})
                 raise
-        failure = self._exporter.failure
-        if failure is not None:
-            _log.error("the exporter starts anew", exc_info=failure, extra={"action": "restart"})
-            # Ray restarts the actor if it is the one that Ray knows; everything is found again in the manifest.
-            os._exit(1)
         return self._exporter.ready
 
     async def drain(self, deadline_s: float) -> bool:
@@ -65,8 +60,11 @@ class ExporterActor:
 
     @ray.method(concurrency_group="control")
     async def observe(self) -> bytes:
-        """An encoded `ExporterView`; empty while the actor is starting."""
-        return msgspec.msgpack.encode(self._exporter.observe()) if self._exporter else b""
+        """An encoded `ExporterView`; empty while the actor is starting. One that has failed ends instead."""
+        if self._exporter is None:
+            return b""
+        end_if_failed(self._exporter.failure, "the exporter")
+        return msgspec.msgpack.encode(self._exporter.observe())
 
     def _start(self) -> Exporter:
         settings = self._settings

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import ray
 
+from analytics_actors.background import end_if_failed
 from analytics_actors.lake.crash import crash_point
 from analytics_actors.lake.deliveries import Deliveries
 from analytics_actors.lake.keeper import LakeKeeper, Retention
@@ -60,18 +61,14 @@ class KeeperActor:
             except Exception as error:
                 _log.error("the lake keeper could not be started", exc_info=error, extra={"action": "open_failed"})
                 raise
-        failure = self._keeper.failure or self._deliveries.failure
-        if failure is not None:
-            _log.error("the lake keeper starts anew", exc_info=failure, extra={"action": "restart"})
-            # Ray restarts the actor if it is the one that Ray knows; everything is found again in the manifest.
-            os._exit(1)
         return True
 
     @ray.method(concurrency_group="control")
     async def observe(self) -> bytes:
-        """An encoded `KeeperView`; empty while the actor is starting."""
+        """An encoded `KeeperView`; empty while the actor is starting. One that has failed ends instead."""
         if self._keeper is None or self._deliveries is None:
             return b""
+        end_if_failed(self._keeper.failure or self._deliveries.failure, "the lake keeper")
         return msgspec.msgpack.encode(_together(self._keeper.observe(), self._deliveries.observe()))
 
     def _start(self) -> tuple[LakeKeeper, Deliveries]:

@@ -32,19 +32,26 @@ class RayActor:
         self._actor = actor
         self._decode = decode
         self._ready: Any = None
+        self.killed = False
 
     def probe(self, *, deadline_s: float) -> View | None:
         """None also while Ray restarts the actor."""
         try:
-            self._keep_ready(deadline_s)
-            return self._decode(ray.get(self._actor.observe.remote(), timeout=deadline_s))
+            view = self._observe(deadline_s)
+            if view is None:
+                self._start(deadline_s)
+                view = self._observe(deadline_s)
+            return view
         except GetTimeoutError as error:
             raise TimeoutError(f"{self._actor} did not answer within {deadline_s} s") from error
         except RayActorError:
             return None
 
-    def _keep_ready(self, deadline_s: float) -> None:
-        """The actor's loops start with its first call, so make one; never more than one that waits."""
+    def _observe(self, deadline_s: float) -> View | None:
+        return self._decode(ray.get(self._actor.observe.remote(), timeout=deadline_s))
+
+    def _start(self, deadline_s: float) -> None:
+        """An actor's loops start with `ready`; there is never more than one call that waits."""
         if self._ready is not None:
             done, _ = ray.wait([self._ready], timeout=0)
             if not done:
@@ -54,10 +61,11 @@ class RayActor:
 
     def kill(self) -> None:
         ray.kill(self._actor, no_restart=True)
+        self.killed = True
 
 
 class RayFleet:
-    """`Fleet` of detached actors in the current namespace."""
+    """`Fleet` of detached actors in the current namespace, as it was when `places` was last called."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings_json = settings.to_json()
@@ -70,10 +78,13 @@ class RayFleet:
         self._handles: dict[Place, RayActor] = {}
 
     def places(self) -> list[Place]:
-        return [place for name in ray.util.list_named_actors() if (place := _place_of(name)) is not None]
+        found = [place for name in ray.util.list_named_actors() if (place := _place_of(name)) is not None]
+        # The name of one that has died for good is free: another is made.
+        self._handles = {place: self._handles[place] for place in found if place in self._handles}
+        return found
 
     def get_or_create(self, place: Place) -> RayActor:
-        if place not in self._handles or place not in self.places():
+        if place not in self._handles or self._handles[place].killed:
             named = self._classes[place.kind].options(
                 name=_NAMES[place.kind](place.shard), get_if_exists=True, lifetime="detached"
             )

@@ -107,7 +107,8 @@ class Deliveries:
     @property
     def failure(self) -> BaseException | None:
         """As that of the keeper."""
-        backgrounds = [self._background, *(served.background for served in self._serving.values())]
+        # A copy: another thread may be asking.
+        backgrounds = [self._background, *(served.background for served in list(self._serving.values()))]
         return next((each.failure for each in backgrounds if each.failure is not None), None)
 
     async def _look(self) -> None:
