@@ -135,7 +135,7 @@ def profile(comparison: Comparison, system: RunningSystem, arguments: argparse.N
 
 def endure(comparison: Comparison, runner: asyncio.Runner, system: RunningSystem, arguments: argparse.Namespace) -> Run:
     workload: Workload = WORKLOADS[arguments.only[0]] if arguments.only else SINGLE
-    rate: float = arguments.rate or comparison.saturation(workload).requests_per_s / 2
+    rate = comparison.half_load(workload)
     report(f"{workload.name}: {rate:,.0f} requests/s for {arguments.soak:g} minutes")
     found = soak(
         runner,

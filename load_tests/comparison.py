@@ -86,7 +86,7 @@ class Comparison:
         self._maker = EventMaker(seed=seed)
         self._random = np.random.default_rng(seed)
         self.report = report
-        self._tried_single: Speed | None = None
+        self._tried: dict[str, Speed] = {}
         self._scratch = ScratchDatabase(system.connection.postgres_url)
         runner.run(self._scratch.create())
 
@@ -136,14 +136,15 @@ class Comparison:
         for prefix, latencies in found.items():
             self.results.keep_latency(prefix, latencies)
 
-    def half_load(self) -> float:
-        """The plan's, or half of what `single` has found in requests a second, or of what attempts find."""
+    def half_load(self, workload: Workload = SINGLE) -> float:
+        """The plan's, or half of what was found in requests a second, or of what attempts find."""
         if self.plan.requests_per_s:
             return self.plan.requests_per_s
-        measured = self.results.figures.get("system_single_requests_per_s")
+        measured = self.results.figures.get(f"system_{workload.name}_requests_per_s")
         if measured is None:
-            self._tried_single = self._tried_single or self.saturation(SINGLE)
-            measured = self._tried_single.requests_per_s
+            if workload.name not in self._tried:
+                self._tried[workload.name] = self.saturation(workload)
+            measured = self._tried[workload.name].requests_per_s
         return measured / 2
 
     def at_half_load(self, beside: Callable[[float], Awaitable[Found]]) -> tuple[Latency, Found]:
