@@ -74,6 +74,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     kinds.add_argument("--idle", type=float, metavar="SECONDS", help="what an idle system costs instead")
     parsed = parser.parse_args(arguments)
+    if parsed.soak is not None and parsed.soak < 1:
+        parser.error("--soak takes a minute or more: memory is looked at each ten seconds")
     if (parsed.profile or parsed.soak) and not set(parsed.only or ()) <= WORKLOADS.keys():
         parser.error(f"--profile and --soak take --only of {', '.join(WORKLOADS)}")
     return parsed

@@ -38,6 +38,7 @@ def test_what_is_compared_has_no_lake_and_what_is_looked_at_is_as_it_comes() -> 
         ["--profile", "--only", "latency"],
         ["--profile", "--only", "windows"],
         ["--soak", "1", "--idle", "5"],
+        ["--soak", "0.5"],
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: list[str]) -> None:
