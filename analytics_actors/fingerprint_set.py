@@ -45,7 +45,7 @@ def filter_patterns(fingerprints: Fingerprints) -> Fingerprints:
 
 def _own_pages(size: int) -> Fingerprints:
     """Zeros outside of the heap: what replaces them is longer, so that their place there would stay a hole."""
-    return np.frombuffer(mmap.mmap(-1, size * 8), np.uint64)
+    return np.frombuffer(mmap.mmap(-1, size * 8, flags=mmap.MAP_PRIVATE), np.uint64)
 
 
 class _Filter:
