@@ -142,11 +142,12 @@ async def test_while_a_write_is_under_way_only_a_full_one_starts_beside_it(shard
         await asyncio.sleep(0.02)
 
     await send(0, "a", "b")
+    await eventually(lambda: store.begun == [2])
     await send(1, "c", "d")
     await send(2, "e")
     assert store.begun == [2]
     await send(3, "f")
-    assert store.begun == [2, 4]
+    await eventually(lambda: store.begun == [2, 4])
     await send(0, "g")
     await send(0, "h")
     store.go.set()
