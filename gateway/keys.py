@@ -4,15 +4,15 @@ The gateway holds a copy of all keys, by SHA-256: loaded from disk at the start,
 registry's changes every `key_refresh_s`. A revoked key therefore stops working within `key_refresh_s` (plus
 one query), while PostgreSQL can be reached; while it cannot, the copy serves.
 
-A key that the copy does not have may just have been made: PostgreSQL is asked once, and the answer "unknown" is
-kept for `negative_key_ttl_s`. Text without the form of a key is refused without asking anybody.
+A key that the copy does not have may just have been made: PostgreSQL is asked once, for all such keys together, and
+the answer "unknown" is kept for `negative_key_ttl_s`. Text without the form of a key is refused without asking anybody.
 """
 
 import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from config.settings import GatewaySettings
@@ -27,14 +27,15 @@ log = logging.getLogger(__name__)
 
 MAX_RECENT_KEYS = 10_000
 """Keys found by their very text, without hashing them; beyond it the oldest is hashed again."""
-MAX_LOOKUPS = 8
-"""Unknown keys that are looked up at once. More would let invented keys take the database from everybody."""
+MAX_ASKED = 1000
+"""Unknown keys that wait for PostgreSQL's word. There is one question at a time, so that invented keys cannot take the
+database from everybody, and it is for all that wait, so that the keys of many new projects work at once."""
 
 
 class KeySource(Protocol):
     """The part of `storage.registry.Registry` that the cache needs."""
 
-    async def find_key(self, key_hash: bytes) -> KeyRecord | None: ...
+    async def find_keys(self, key_hashes: Sequence[bytes]) -> list[KeyRecord]: ...
 
     async def changed_keys(self, since: int = 0) -> KeyChanges: ...
 
@@ -65,7 +66,8 @@ class KeyCache:
         self._keys = {key.key_hash: key for key in loaded}
         self._revoked: set[bytes] = set()
         self._recent: dict[str, _Recent] = {}
-        self._lookups: dict[bytes, asyncio.Task[CachedKey | None]] = {}
+        self._answers: dict[bytes, asyncio.Future[CachedKey | None]] = {}
+        self._asking: asyncio.Task[None] | None = None
 
     async def lookup(self, key: str) -> KeyInfo:
         recent = self._recent.get(key)
@@ -90,30 +92,39 @@ class KeyCache:
         self._recent[key] = recent
 
     async def _ask(self, key_hash: bytes) -> CachedKey | None:
-        """PostgreSQL's word on a key that the copy does not have; one question for all who wait for it."""
+        """PostgreSQL's word on a key that the copy does not have."""
         if key_hash in self._revoked or self._unknown.has(key_hash, now=self._clock()):
             return None
-        lookup = self._lookups.get(key_hash)
-        if lookup is None:
-            if len(self._lookups) >= MAX_LOOKUPS:
+        answer = self._answers.get(key_hash)
+        if answer is None:
+            if len(self._answers) >= MAX_ASKED:
                 raise ApiError("overloaded", "Too many unknown keys are being looked up.")
-            lookup = asyncio.create_task(self._find(key_hash))
-            self._lookups[key_hash] = lookup
-            lookup.add_done_callback(lambda task: self._found(key_hash, task))
+            answer = self._answers[key_hash] = asyncio.get_running_loop().create_future()
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask_for_all())
         try:
             # A caller that goes away does not take the answer away from the others.
-            return await asyncio.shield(lookup)
+            return await asyncio.shield(answer)
         except StorageError as error:
             raise ApiError("unavailable", "Whether this key is valid cannot be told now.") from error
 
-    def _found(self, key_hash: bytes, lookup: "asyncio.Task[CachedKey | None]") -> None:
-        del self._lookups[key_hash]
-        if not lookup.cancelled():
-            # Marks an error as seen: those who waited for it may all have gone away.
-            lookup.exception()
+    async def _ask_for_all(self) -> None:
+        """One question after the other, each for all keys that wait by then."""
+        while self._answers:
+            asked = list(self._answers)
+            try:
+                found = {record.key_hash: record for record in await self._source.find_keys(asked)}
+            except Exception as error:
+                for key_hash in asked:
+                    answer = self._answers.pop(key_hash)
+                    answer.set_exception(error)
+                    # Marks it as seen: those who waited may all have gone away.
+                    answer.exception()
+            else:
+                for key_hash in asked:
+                    self._answers.pop(key_hash).set_result(self._take(key_hash, found.get(key_hash)))
 
-    async def _find(self, key_hash: bytes) -> CachedKey | None:
-        record = await self._source.find_key(key_hash)
+    def _take(self, key_hash: bytes, record: KeyRecord | None) -> CachedKey | None:
         if record is None or record.revoked_at is not None:
             self._unknown.add(key_hash, now=self._clock())
             return None

@@ -8,6 +8,7 @@ is seen twice does no harm. (A time or a sequence would miss a transaction that 
 """
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -30,7 +31,7 @@ _CREATE_PROJECT = (
 _KEY_COLUMNS = "key_id, project_id, kind, key_hash, created_at, expires_at, revoked_at"
 _LIST_KEYS = statement("list_keys")
 _CHANGED_KEYS = f"SELECT {_KEY_COLUMNS} FROM api_keys WHERE changed_by >= $1::text::xid8 ORDER BY key_id"
-_FIND_KEY = f"SELECT {_KEY_COLUMNS} FROM api_keys WHERE key_hash = $1"
+_FIND_KEYS = f"SELECT {_KEY_COLUMNS} FROM api_keys WHERE key_hash = ANY($1)"
 _CREATE_KEY = "INSERT INTO api_keys (project_id, kind, key_hash, expires_at) VALUES ($1, $2, $3, $4) RETURNING key_id"
 _REVOKE_KEY = statement("revoke_key")
 _OLDEST_RUNNING = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"
@@ -126,11 +127,10 @@ class Registry:
             raise NotFound(f"there is no key {key_id}")
         return keys[0]
 
-    async def find_key(self, key_hash: bytes) -> KeyRecord | None:
-        """The key of that `hash_key`, revoked and expired ones too."""
+    async def find_keys(self, key_hashes: Sequence[bytes]) -> list[KeyRecord]:
+        """Those of these `hash_key` that there are, in any order, revoked and expired ones too."""
         async with self._postgres.session() as connection:
-            keys = _keys(await connection.fetch(_FIND_KEY, key_hash))
-        return keys[0] if keys else None
+            return _keys(await connection.fetch(_FIND_KEYS, key_hashes))
 
     async def changed_keys(self, since: int = 0) -> KeyChanges:
         """Keys made or revoked since that call, all for 0; see the module's head."""

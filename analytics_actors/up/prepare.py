@@ -113,9 +113,9 @@ async def _write_key(registry: Registry, kept: Connection | None) -> tuple[str, 
 
 async def _key(registry: Registry, project_id: str | None, kind: KeyKind, text: str) -> str:
     if text:
-        record = await registry.find_key(hash_key(text))
-        if record and (record.kind, record.project_id) == (kind, project_id) and record.is_valid(datetime.now(UTC)):
-            return text
+        for record in await registry.find_keys([hash_key(text)]):
+            if (record.kind, record.project_id) == (kind, project_id) and record.is_valid(datetime.now(UTC)):
+                return text
     return (await registry.create_key(project_id, kind)).key
 
 

@@ -13,13 +13,14 @@ if next_offset > my_offset then return 'fenced' end
 
 -- Not `<offset>-0`: a stream has no entry 0-0.
 redis.call('XADD', KEYS[2], ARGV[2] .. '-1', 'r', ARGV[3])
+local state_now = {'next_offset', string.format('%.0f', my_offset + 1)}
 if ARGV[4] ~= '' then
     local now = redis.call('TIME')
     local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
     -- Entry ids of a stream must rise: time stands still here while the clock is behind.
     local ids_ms = string.format('%.0f', math.max(now_ms, tonumber(state[3])))
     redis.call('XADD', KEYS[3], ids_ms .. '-' .. ARGV[2], 'f', ARGV[4])
-    redis.call('HSET', KEYS[1], 'ids_last_ms', ids_ms)
+    state_now[3], state_now[4] = 'ids_last_ms', ids_ms
 end
-redis.call('HSET', KEYS[1], 'next_offset', string.format('%.0f', my_offset + 1))
+redis.call('HSET', KEYS[1], unpack(state_now))
 return 'appended'

@@ -1,6 +1,7 @@
 """The key cache: who is let in, what is asked of PostgreSQL, what an outage and a restart leave."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from config.settings import GatewaySettings
 from gateway.errors import ApiError
-from gateway.keys import MAX_LOOKUPS, KeyCache
+from gateway.keys import MAX_ASKED, KeyCache
 from gateway.services import KeyInfo
 from storage.errors import Unavailable
 from storage.key_cache_file import KeyCacheFile
@@ -43,13 +44,13 @@ class Source:
         self.records[record.key_hash] = record
         self.changed.append(record.key_hash)
 
-    async def find_key(self, key_hash: bytes) -> KeyRecord | None:
+    async def find_keys(self, key_hashes: Sequence[bytes]) -> list[KeyRecord]:
         self.asked += 1
-        record = self.records.get(key_hash)
+        records = [self.records[key_hash] for key_hash in key_hashes if key_hash in self.records]
         await self.gate.wait()
         if self.away:
             raise Unavailable("PostgreSQL did not answer")
-        return record
+        return records
 
     async def changed_keys(self, since: int = 0) -> KeyChanges:
         if self.away:
@@ -230,14 +231,30 @@ async def test_invented_keys_cannot_take_the_database(tmp_path: Path, source: So
     known = source.make()
     await cache.refresh()
     source.gate.clear()
-    lookups = [asyncio.create_task(code_of(cache, make_key("write"))) for _ in range(MAX_LOOKUPS + 5)]
+    lookups = [asyncio.create_task(code_of(cache, make_key("write"))) for _ in range(MAX_ASKED + 5)]
     for _ in range(3):
         await asyncio.sleep(0)
-    assert source.asked == MAX_LOOKUPS
+    assert source.asked == 1
     assert (await cache.lookup(known)).key_id == "k0"
     source.gate.set()
     codes = await asyncio.gather(*lookups)
-    assert (codes.count("invalid_key"), codes.count("overloaded")) == (MAX_LOOKUPS, 5)
+    assert (codes.count("invalid_key"), codes.count("overloaded")) == (MAX_ASKED, 5)
+
+
+async def test_keys_of_many_new_projects_are_asked_for_together(tmp_path: Path, source: Source, clock: Clock) -> None:
+    cache = open_cache(tmp_path, source, clock)
+    first = source.make(project_id="first")
+    source.gate.clear()
+    lookups = [asyncio.create_task(cache.lookup(first))]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    # Made after that question was asked: its answer is not theirs.
+    lookups += [asyncio.create_task(cache.lookup(source.make(project_id=f"p{number}"))) for number in range(100)]
+    await asyncio.sleep(0)
+    source.gate.set()
+    found = await asyncio.gather(*lookups)
+    assert [info.project_id for info in found] == ["first", *(f"p{number}" for number in range(100))]
+    assert source.asked == 2
 
 
 async def test_caller_that_goes_away_leaves_the_answer_to_the_others(
