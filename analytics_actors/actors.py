@@ -21,6 +21,7 @@ from analytics_actors.batcher import Batcher
 from analytics_actors.event_folding import EventFolding
 from analytics_actors.lake.progress import all_sinks, lake_progress
 from analytics_actors.messages import BatcherView, batcher_name, encode_replies
+from analytics_actors.resting import rest_between_calls
 from analytics_actors.ring import HashRing
 from analytics_actors.store_sink import OtherSinks
 from analytics_actors.windows.progress import windows_progress
@@ -132,6 +133,7 @@ class BatcherActor:
         self._batcher = batcher
         collect_seldom()
         keep_freed_memory()
+        rest_between_calls()
         _log.info("partitions are open", extra={"action": "opened", "partitions": len(partitions)})
         return batcher
 

@@ -11,6 +11,7 @@ from analytics_actors.aggregator import Aggregator
 from analytics_actors.background import end_if_failed
 from analytics_actors.messages import AggregatorView, aggregator_name
 from analytics_actors.patterns.watch import PatternWatch
+from analytics_actors.resting import rest_between_calls
 from analytics_actors.ring import HashRing
 from analytics_actors.webhook import Webhooks
 from analytics_actors.webhook_hosts import WebhookHosts
@@ -117,6 +118,7 @@ class AggregatorActor:
         aggregator.start(webhooks.run())
         collect_seldom()
         keep_freed_memory()
+        rest_between_calls()
         return aggregator
 
 

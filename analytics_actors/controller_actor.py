@@ -21,6 +21,7 @@ from analytics_actors.messages import (
     to_plain,
 )
 from analytics_actors.ray_fleet import RayFleet
+from analytics_actors.resting import rest_between_calls
 from config import logs
 from config.settings import Settings
 
@@ -60,6 +61,7 @@ class ControllerActor:
         self._batch = BatchThread(self._settings) if self._settings.windows.enabled else None
         self._draining = False
         threading.Thread(target=self._run, name="controller", daemon=True).start()
+        rest_between_calls()
 
     def __repr__(self) -> str:
         return f"Controller(shards={self._settings.actors.shards})"

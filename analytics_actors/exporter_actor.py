@@ -12,6 +12,7 @@ from analytics_actors.background import end_if_failed
 from analytics_actors.exporter import Exporter
 from analytics_actors.lake.crash import crash_point
 from analytics_actors.messages import ExporterView, exporter_name
+from analytics_actors.resting import rest_between_calls
 from analytics_actors.ring import HashRing
 from config import logs
 from config.garbage import collect_seldom
@@ -91,6 +92,7 @@ class ExporterActor:
         )
         exporter.start()
         collect_seldom()
+        rest_between_calls()
         return exporter
 
 

@@ -16,6 +16,7 @@ from analytics_actors.lake.deliveries import Deliveries
 from analytics_actors.lake.keeper import LakeKeeper, Retention
 from analytics_actors.lake.places import Places
 from analytics_actors.messages import DeliveriesView, KeeperView, keeper_name
+from analytics_actors.resting import rest_between_calls
 from config import logs
 from config.garbage import collect_seldom
 from config.settings import LakeSettings, Settings
@@ -104,6 +105,7 @@ class KeeperActor:
         keeper.start()
         deliveries.start()
         collect_seldom()
+        rest_between_calls()
         return keeper, deliveries
 
 

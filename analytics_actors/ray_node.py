@@ -37,6 +37,7 @@ _LOOPBACK = {
 }
 _QUIET_NODE = {
     "RAY_START_HOOK": "analytics_actors.ray_start_hook.trim",
+    "RAY_preload_python_modules": "analytics_actors.ray_worker_start",
     # Actors share the machine with PostgreSQL and Valkey on equal terms; Ray's default is nice 15.
     "RAY_worker_niceness": "0",
     # Ray would kill a batcher to make room for another program's memory.

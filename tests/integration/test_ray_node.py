@@ -33,6 +33,35 @@ actor = Actor.options(name="kept", lifetime="detached", get_if_exists=True).remo
 print(ray.get(actor.niceness.remote(), timeout=60))
 """
 
+RESTING_DRIVER = """
+import asyncio, os, sys, time, ray
+ray.init(address=sys.argv[1], namespace="test", log_to_driver=False)
+
+@ray.remote(num_cpus=0)
+class Actor:
+    async def wakes(self):
+        # Of the main thread, in two seconds.
+        before = self._woken()
+        await asyncio.sleep(2)
+        return self._woken() - before
+
+    def _woken(self):
+        with open(f"/proc/self/task/{os.getpid()}/status") as status:
+            [line] = [line for line in status if line.startswith("voluntary_ctxt_switches")]
+        return int(line.split()[1])
+
+    async def rest(self):
+        from analytics_actors.resting import rest_between_calls
+        rest_between_calls()
+
+actor = Actor.remote()
+awake = ray.get(actor.wakes.remote(), timeout=60)
+ray.get(actor.rest.remote(), timeout=60)
+began_s = time.monotonic()
+resting = ray.get([actor.wakes.remote() for _ in range(3)], timeout=60)
+print(awake, *resting, time.monotonic() - began_s)
+"""
+
 
 @pytest.fixture(scope="module")
 def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNode]:
@@ -49,8 +78,8 @@ def node(one_node: RayNode) -> RayNode:
     return one_node
 
 
-def drive(node: RayNode, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", DRIVER, node.address]
+def drive(node: RayNode, environment: dict[str, str], driver: str = DRIVER) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", driver, node.address]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.run(command, check=False, env=inherited | environment, capture_output=True, text=True, timeout=90)
 
@@ -100,6 +129,15 @@ def test_a_driver_with_the_environment_joins_and_actors_are_no_nicer_than_we(nod
     assert (done.returncode, done.stdout.strip()) == (0, str(os.nice(0))), done.stderr
 
 
+def test_an_actors_main_thread_rests_and_takes_calls(node: RayNode) -> None:
+    done = drive(node, node.env(), RESTING_DRIVER)
+    assert done.returncode == 0, done.stderr
+    awake, *resting, seconds = map(float, done.stdout.split())
+    assert max(resting) < awake / 2
+    # The three at once.
+    assert seconds < 5
+
+
 def test_a_driver_without_the_token_does_not(node: RayNode, tmp_path: Path) -> None:
     wrong = tmp_path / "token"
     wrong.write_text("0" * 48)
@@ -134,7 +172,7 @@ def test_the_list_of_actors_shows_ours(node: RayNode) -> None:
         text=True,
         timeout=60,
     )
-    assert [actor["name"] for actor in json.loads(done.stdout)] == ["kept"]
+    assert [actor["name"] for actor in json.loads(done.stdout) if actor["state"] == "ALIVE"] == ["kept"]
 
 
 def test_only_what_we_use_runs(node: RayNode) -> None:
