@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from analytics_actors.process_identity import ProcessIdentity, end_session, identify
+from config.heap import ARROW_IN_HEAP
 from config.settings import MIB, Settings
 from storage.embedded.process import OnSpawn, free_port, kept_secret, nobody_asked, spawn, wait_ready
 from storage.errors import Misconfigured
@@ -53,6 +54,8 @@ _QUIET_NODE = {
     "RAY_raylet_report_resources_period_milliseconds": "1000",
     "RAY_gcs_pull_resource_loads_period_milliseconds": "5000",
     "RAY_raylet_check_gc_period_milliseconds": "1000",
+    "RAY_object_manager_timer_freq_ms": "2000",
+    "RAY_kill_idle_workers_interval_ms": "2000",
     "RAY_report_worker_backlog_interval_ms": "10000",
     "REPORTER_UPDATE_INTERVAL_MS": "15000",
     "METRICS_RECORD_INTERVAL_S": "60",
@@ -154,7 +157,7 @@ class RayNode:
         return [*command, "--log-style=record", "--log-color=false"]
 
     def _node_environment(self) -> dict[str, str]:
-        environment = os.environ | self.env() | _QUIET_NODE
+        environment = ARROW_IN_HEAP | os.environ | self.env() | _QUIET_NODE
         environment.pop("RAY_ADDRESS", None)
         # The patience is for drivers: actors of a dead head end with it.
         del environment["RAY_gcs_rpc_server_reconnect_timeout_s"]

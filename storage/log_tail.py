@@ -9,7 +9,7 @@ The law, which `MemoryTail` keeps as well:
 - A partition without any log, wanted from offset 0, is one that nothing was ever appended to: no gap.
 - One call at a time.
 
-A gap with nothing behind it shows by the partition's state alone, which is looked at about once a second.
+A gap with nothing behind it shows by the partition's state alone, which is looked at every two seconds or so.
 """
 
 import time
@@ -23,7 +23,7 @@ from storage.redis_log import log_key, state_key
 READ_BYTES = 16 * 1024 * 1024
 """Aimed at for one answer. No less than one record of each partition can be asked for."""
 
-STATE_INTERVAL_S = 1.0
+STATE_INTERVAL_S = 2.0
 
 Records = list[tuple[int, bytes]]
 

@@ -31,6 +31,7 @@ from analytics_actors.up.services import (
     Service,
     local_host,
 )
+from config.heap import ARROW_IN_HEAP
 from config.settings import Settings
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.embedded.process import write_private
@@ -80,7 +81,7 @@ class System:
             self._dashboard_url = node.dashboard_url
             self._actors = ray = RayService(folder, node, run_file, stopping)
             self._kept.append(ray)
-        environment = os.environ | dict(self._actors.environment)
+        environment = ARROW_IN_HEAP | os.environ | dict(self._actors.environment)
         self._gateway = GatewayService(folder, settings, run_file, environment, stopping)
         if isinstance(self._actors, RayService):
             self._actors.on_restart = self._gateway.replace_workers

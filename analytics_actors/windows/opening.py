@@ -12,7 +12,7 @@ from storage.window_store import WindowsCheckpoint, WindowStore
 
 STEP_S = 0.25
 GAP_INTERVAL_S = 0.5
-VERIFY_INTERVAL_S = 2.0
+VERIFY_INTERVAL_S = 4.0
 """FLUSHALL is noticed within it, also in partitions that nothing is appended to."""
 
 

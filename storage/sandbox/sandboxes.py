@@ -20,9 +20,10 @@ from typing import Any
 
 import msgspec
 
+from config.heap import ARROW_IN_HEAP
 from storage.sandbox.wire import LENGTH_BYTES, Checked, Question, Refused, Result, Sources
 
-ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
+ENVIRONMENT = ARROW_IN_HEAP | {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
 """All of it. Memory is limited by address space, so none is to be set aside for what may never come."""
 _MESSAGE_BYTES = 1 << 20
 """Of a message without a body; the columns of a result are most of it."""
