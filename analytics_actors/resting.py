@@ -25,14 +25,16 @@ class _Rest:
         self._is_under_way = False
 
     def __call__(self, _signal: int, _frame: FrameType | None) -> None:
-        # Otherwise the timer was quicker than this thread, which had to wait for a processor: not one in another.
-        if not self._is_under_way:
-            self._is_under_way = True
-            try:
-                time.sleep(REST_S)
-            finally:
-                self._is_under_way = False
-        signal.setitimer(signal.ITIMER_REAL, _SOON_S)
+        if self._is_under_way:
+            # The timer was quicker than this thread's way out of the last rest: no rest within a rest.
+            signal.setitimer(signal.ITIMER_REAL, _SOON_S)
+            return
+        self._is_under_way = True
+        try:
+            time.sleep(REST_S)
+            signal.setitimer(signal.ITIMER_REAL, _SOON_S)
+        finally:
+            self._is_under_way = False
 
 
 _rest = _Rest()
