@@ -1,4 +1,4 @@
-"""Imported by every worker of the embedded Ray node, in its main thread, before it works: see `RayNode`."""
+"""Imported by every Ray worker, in its main thread, before it works: see `RayNode`, and ray_cluster.yaml."""
 
 from analytics_actors.resting import allow_rest
 

@@ -9,6 +9,8 @@ import pytest
 
 from config.heap import ARROW_IN_HEAP
 
+glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+
 _SCRIPT = """
 import resource
 import sys
@@ -37,7 +39,7 @@ def faults(how: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+@glibc_only
 def test_freed_blocks_are_had_again_without_page_faults() -> None:
     assert faults("kept") < faults("as it is") / 10
 
@@ -71,6 +73,7 @@ with ThreadPoolExecutor(1) as threads:
 """
 
 
+@glibc_only
 def test_what_one_thread_has_freed_another_gives_back() -> None:
     command = [sys.executable, "-c", _THREADS_SCRIPT]
     environment = os.environ | ARROW_IN_HEAP
