@@ -143,7 +143,8 @@ class SqlQueries:
                 except QueryRefused as error:
                     if error.refused.code == "unavailable":
                         # A file has become unreadable since it was looked at: the next query names it.
-                        cache.forget(wanted)
+                        missing = {file.key for file in fetched.missing}
+                        cache.doubt([file for file in wanted if file.key not in missing])
                     raise
         cold = sum(file.tier == "cold" for file in files)
         return SqlAnswer(result, body, len(fetched.paths), cold, fetched.missing)

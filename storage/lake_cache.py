@@ -73,17 +73,15 @@ class LakeCache:
         and checked, by the deadline is missing; when the store is away it is not asked for the rest.
 
         With `unchecked_after_s` a file that lies in the store's folder in its size is given unchecked when its check
-        takes longer."""
-        now = asyncio.get_running_loop().time()
-        until = now + deadline_s
+        takes longer; one that is doubted, only at the deadline."""
+        until = asyncio.get_running_loop().time() + deadline_s
         places = [self._store.local_path(file.key) for file in files]
         if None in places:
             paths = [into / f"{number:06d}{_SUFFIX}" for number in range(len(files))]
             reasons = await self._fetch_far(files, paths, into, until)
         else:
             paths = [place for place in places if place is not None]
-            patient_until = until if unchecked_after_s is None else min(until, now + unchecked_after_s)
-            reasons = await self._checks.wrong(files, paths, until=patient_until)
+            reasons = await self._checks.wrong(files, paths, until=until, patience_s=unchecked_after_s)
             if unchecked_after_s is not None:
                 reasons = [None if reason == NOT_IN_TIME else reason for reason in reasons]
         return Fetched(
@@ -91,9 +89,9 @@ class LakeCache:
             [NotFetched(file.key, reason) for file, reason in zip(files, reasons, strict=True) if reason is not None],
         )
 
-    def forget(self, files: Sequence[Wanted]) -> None:
-        """What is known of them: somebody could not read them."""
-        self._checks.forget(files)
+    def doubt(self, files: Sequence[Wanted]) -> None:
+        """One of these, which were given, could not be read."""
+        self._checks.doubt(files)
 
     async def _fetch_far(
         self, files: Sequence[Wanted], links: Sequence[Path], into: Path, until: float

@@ -6,7 +6,7 @@ more: another inode, size or time of change.
 
 That reads some 0.8 GB a second with one core. Only two are read at once, so that a wide first query does not take all
 of a machine, nor the threads that others need. Who cannot wait goes on without the verdict on what is being read; the
-reading goes on too, and the next one has it.
+reading goes on too, and the next one has it. For a file that somebody could not read nobody goes on without.
 """
 
 import asyncio
@@ -58,14 +58,23 @@ class FileChecks:
         self._known: OrderedDict[_Identity, str] = OrderedDict()
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._reading: dict[_Identity, asyncio.Task[str | None]] = {}
+        # By their checksums, until they have been read.
+        self._doubted: set[str] = set()
 
-    async def wrong(self, files: Sequence[Wanted], paths: Sequence[Path], *, until: float) -> list[str | None]:
+    async def wrong(
+        self, files: Sequence[Wanted], paths: Sequence[Path], *, until: float, patience_s: float | None = None
+    ) -> list[str | None]:
         """Of each file why it is not what it should be, in a few words; None when it is. `until` is the loop's time: a
-        file whose reading has not ended then is `NOT_IN_TIME`, and one whose reading has begun is read on."""
+        file whose reading has not ended then is `NOT_IN_TIME`, and one whose reading has begun is read on. With
+        `patience_s` it is waited for so long only, unless the file is doubted."""
+        patient_until = until if patience_s is None else min(until, asyncio.get_running_loop().time() + patience_s)
+        deadlines = [until if file.checksum in self._doubted else patient_until for file in files]
         looks = await asyncio.to_thread(_look_at, files, paths, dict(self._known))
         reasons = [look.wrong for look in looks]
         unread = [number for number, look in enumerate(looks) if look.is_unread]
-        found = await asyncio.gather(*(self._read(files[n], paths[n], looks[n].identity, until) for n in unread))
+        # The doubted ones first: the others would take their turns.
+        unread.sort(key=lambda number: files[number].checksum not in self._doubted)
+        found = await asyncio.gather(*(self._read(files[n], paths[n], looks[n].identity, deadlines[n]) for n in unread))
         for number, reason in zip(unread, found, strict=True):
             reasons[number] = reason
         for look in looks:
@@ -77,11 +86,18 @@ class FileChecks:
                 _log.error("a file of the lake is not what was put there", extra=fields)
         return reasons
 
-    def forget(self, files: Sequence[Wanted]) -> None:
-        """Read them again: somebody could not, although they were well."""
-        checksums = {file.checksum for file in files}
-        for identity in [identity for identity, checksum in self._known.items() if checksum in checksums]:
-            del self._known[identity]
+    def doubt(self, files: Sequence[Wanted]) -> None:
+        """Somebody could not read one of these, none of which is known to be wrong: it is among those that nobody has
+        read yet, or else any may have changed since, and all are read again."""
+        well = set(self._known.values())
+        doubted = {file.checksum for file in files if file.checksum not in well}
+        if not doubted:
+            doubted = {file.checksum for file in files}
+            for identity in [identity for identity, checksum in self._known.items() if checksum in doubted]:
+                del self._known[identity]
+        if len(self._doubted) + len(doubted) > MAX_REMEMBERED:
+            self._doubted.clear()
+        self._doubted |= doubted
 
     async def _read(self, file: Wanted, path: Path, identity: _Identity, until: float) -> str | None:
         reading = self._reading.get(identity) or await self._begin(file, path, identity, until)
@@ -121,6 +137,7 @@ class FileChecks:
         finally:
             self._turns.release()
         self._known[identity] = found
+        self._doubted.discard(file.checksum)
         if len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)
         return None if found == file.checksum else DAMAGED

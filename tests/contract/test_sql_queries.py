@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -245,10 +246,23 @@ async def test_only_strict_queries_wait_long_for_checksums(lake: SqlLake, monkey
     assert [file.reason for file in missing] == ["damaged"]
 
 
-async def test_a_file_that_rots_after_its_check_ends_one_query(lake: SqlLake) -> None:
-    file = sorted((lake.folder / "lake").rglob("*.parquet"))[0]
+@pytest.mark.parametrize("checked_before", [True, False])
+async def test_a_file_that_cannot_be_read_ends_one_query(
+    lake: SqlLake, monkeypatch: pytest.MonkeyPatch, checked_before: bool
+) -> None:
+    """On a disk so slow that no query waits for a checksum, unless a file is doubted."""
+    digest = lake_checks._digest
+
+    def slowly(path: Path) -> str:
+        time.sleep(0.1)
+        return digest(path)
+
+    file = sorted((lake.folder / "lake").rglob("*.parquet"))[-1]
     async with asking(lake) as ask:
-        await ask.answer("shop", COUNT)
+        if checked_before:
+            await ask.answer("shop", "SELECT 1", strict=True)
+        monkeypatch.setattr(lake_checks, "_digest", slowly)
+        monkeypatch.setattr(sql_queries, "UNCHECKED_AFTER_S", 0.01)
         was = file.stat()
         file.write_bytes(zeroed(file.read_bytes()))
         # As a disk does it, which tells nobody.
