@@ -1,6 +1,6 @@
-"""A local Ray head as a child of ours: `ray start --head --block`, on loopback, small, and ended whole.
+"""A local Ray head as a child of ours (`ray_head`): `ray start --head`, on loopback, small, and ended whole.
 
-`--block` makes the child end when the GCS or the raylet dies. What is left of the node then (and at a
+The child ends when the GCS or the raylet dies. What is left of the node then (and at a
 stop) is the child's session, and only that is ended: `ray stop` would end every Ray process of the
 machine. A node does not survive its head: `start` always makes a fresh one, on the same ports.
 """
@@ -148,7 +148,7 @@ class RayNode:
         return self.temp_dir / "r"
 
     def _command(self) -> list[str]:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={self._port}"]
+        command = [sys.executable, "-m", "analytics_actors.ray_head", f"--port={self._port}"]
         command += [f"--temp-dir={self._session_root()}", "--num-cpus=1", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         command += [f"--include-dashboard={str(self._has_dashboard).lower()}", "--dashboard-host=127.0.0.1"]
         command += [f"--dashboard-port={self._dashboard_port}", "--dashboard-agent-listen-port=0"]
