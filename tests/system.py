@@ -164,8 +164,9 @@ class RunningSystem:
             assert time.monotonic() < until, f"nothing comes in the place of {words}: {self.readiness()}"
             time.sleep(0.1)
 
-    def wait_for(self, *words: str, but: int = 0, deadline_s: float = 60.0) -> int:
-        """`pid_of` a process that is on its way, or comes in the place of that one."""
+    def wait_for(self, *words: str, but: int = 0, deadline_s: float = 90.0) -> int:
+        """`pid_of` a process that is on its way, or comes in the place of that one: after a minute, where the
+        controller has not seen that one open yet."""
         until = time.monotonic() + deadline_s
         while not (found := [each for each in self.pids_of(*words) if each != but]):
             assert time.monotonic() < until, f"there is no {words}: {self.readiness()}"
