@@ -2,6 +2,7 @@
 
 Without it a head that nobody looks at runs ten more processes: the Ray Client server, and a process for
 each dashboard page, of which we use four. Together they are 310 MB (PSS) and a good percent of a core.
+The server of what is left asks its processes too often (`ray_dashboard`).
 Without a dashboard it would still run the dashboard's server, for statistics of use that are off, and each start
 would wait two seconds for it.
 """
@@ -10,6 +11,9 @@ from typing import Any
 
 from ray._private import ray_constants, services
 
+from analytics_actors import ray_dashboard
+
+DASHBOARD_PROGRAM = "dashboard/dashboard.py"
 DASHBOARD_MODULES = ("JobHead", "NodeHead", "ReportHead", "StateHead")
 """Jobs; nodes and actors; stacks and profiles of workers; `ray list` and logs. Not: Data, Serve, Train, Grafana."""
 
@@ -24,7 +28,8 @@ def trim(parameters: Any, is_head: bool) -> None:
     def start_trimmed(command: list[str], process_type: str, *args: Any, **options: Any) -> Any:
         serves_pages = "--modules-to-load" not in " ".join(command)
         if process_type == ray_constants.PROCESS_TYPE_DASHBOARD and serves_pages:
-            command = [*command, f"--modules-to-load={','.join(DASHBOARD_MODULES)}"]
+            command = [ray_dashboard.__file__ if part.endswith(DASHBOARD_PROGRAM) else part for part in command]
+            command.append(f"--modules-to-load={','.join(DASHBOARD_MODULES)}")
         return start_ray_process(command, process_type, *args, **options)
 
     services.start_ray_process = start_trimmed

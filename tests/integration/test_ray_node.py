@@ -1,5 +1,6 @@
 """A real Ray head: on loopback, behind a token, ended whole, started again after its parts die."""
 
+import contextlib
 import json
 import os
 import signal
@@ -87,8 +88,11 @@ def drive(node: RayNode, environment: dict[str, str], driver: str = DRIVER) -> "
 def processes(node: RayNode) -> dict[int, str]:
     """Command lines of the node's session by pid."""
     assert node.identity is not None
-    members = [member.pid for member in session_members(node.identity)]
-    return {pid: Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in members}
+    found = {}
+    for member in session_members(node.identity):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found[member.pid] = Path(f"/proc/{member.pid}/cmdline").read_text().replace("\0", " ")
+    return found
 
 
 def pid_of(node: RayNode, program: str) -> int:
@@ -181,6 +185,22 @@ def test_only_what_we_use_runs(node: RayNode) -> None:
     assert pages == set(DASHBOARD_MODULES)
     for unwanted in ("util.client.server", "monitor.py", "log_monitor"):
         assert not any(unwanted in line for line in lines)
+
+
+def test_a_process_of_the_dashboard_that_ends_comes_back(node: RayNode) -> None:
+    token = Path(node.env()["RAY_AUTH_TOKEN_PATH"]).read_text()
+    page = node.dashboard_url + "/api/jobs/"
+    assert status_of(page, token) == 200
+    [before] = [pid for pid, line in processes(node).items() if line.startswith("ray-dashboard-JobHead")]
+    os.kill(before, signal.SIGKILL)
+    until = time.monotonic() + 60
+    while not (after := [pid for pid, line in processes(node).items() if line.startswith("ray-dashboard-JobHead")]):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert after != [before]
+    while status_of(page, token) != 200:
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_no_other_user_can_enter_its_folder(node: RayNode) -> None:
