@@ -6,7 +6,7 @@ more: another inode, size or time of change.
 
 That reads some 0.8 GB a second with one core. Only two are read at once, so that a wide first query does not take all
 of a machine, nor the threads that others need. Who cannot wait goes on without the verdict on what is being read; the
-reading goes on too, and the next one has it. For a file that somebody could not read nobody goes on without.
+reading goes on too, and the next one has it. A file that somebody could not read is worth a longer wait.
 """
 
 import asyncio
@@ -95,6 +95,7 @@ class FileChecks:
             doubted = {file.checksum for file in files}
             for identity in [identity for identity, checksum in self._known.items() if checksum in doubted]:
                 del self._known[identity]
+        # Files that are gone are never read, and would stay.
         if len(self._doubted) + len(doubted) > MAX_REMEMBERED:
             self._doubted.clear()
         self._doubted |= doubted

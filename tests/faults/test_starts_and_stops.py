@@ -53,7 +53,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, moto_server: ObjectServer, 
 
 def test_without_a_dashboard_nothing_of_it_runs(system: RunningSystem) -> None:
     assert system.pids_of("gcs_server")
-    assert not system.pids_of("ray_dashboard.py") + system.pids_of("ray-dashboard")
+    assert not system.pids_of("dashboard.py") + system.pids_of("ray-dashboard")
 
 
 CheckBucket = Callable[[Client], Awaitable[None]]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from analytics_actors import ray_dashboard
 from analytics_actors.process_identity import session_members
 from analytics_actors.ray_node import RayNode
 from analytics_actors.ray_start_hook import DASHBOARD_MODULES
@@ -183,6 +184,7 @@ def test_only_what_we_use_runs(node: RayNode) -> None:
     lines = list(processes(node).values())
     pages = {line.split("ray-dashboard-")[1].split("-")[0] for line in lines if line.startswith("ray-dashboard-")}
     assert pages == set(DASHBOARD_MODULES)
+    assert len([line for line in lines if ray_dashboard.__file__ in line]) == 1
     for unwanted in ("util.client.server", "monitor.py", "log_monitor"):
         assert not any(unwanted in line for line in lines)
 

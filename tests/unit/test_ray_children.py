@@ -54,7 +54,8 @@ def node(folder: Path, *, ends: str) -> Iterator["subprocess.Popen[str]"]:
         # Until then a signal would meet the program before, whose children are nobody's.
         wait_until(lambda: _catches(process.pid, signal.SIGTERM))
         yield process
-        assert not [member for member in session_members(identity) if _name(member.pid) in PARTS]
+        # One that was killed a moment ago may still be on its way out.
+        wait_until(lambda: not [member for member in session_members(identity) if _name(member.pid) in PARTS])
     finally:
         end_session(identity, with_signal=signal.SIGKILL, deadline_s=0)
         process.communicate()
