@@ -21,7 +21,7 @@ from analytics_actors.background import Background
 from analytics_actors.counters import Counters
 from analytics_actors.event_folding import EventFolding
 from analytics_actors.messages import FULL, NOT_OWNER, UNAVAILABLE, AppendReply, BatcherView, PartitionView
-from analytics_actors.owned_partition import OwnedPartition, PartitionState, Submission
+from analytics_actors.owned_partition import Call, OwnedPartition, PartitionState, Submission, Waiting
 from analytics_actors.pending import Backlog, HourCount
 from analytics_actors.store_sink import OtherSinks, StoreSink, no_other_sinks
 from analytics_actors.takeover import Takeover
@@ -108,7 +108,7 @@ class Batcher:
             on_appended=self._sink.appended,
             on_lost=self._reopen,
         )
-        self._waiting_bytes = 0
+        self._waiting = Waiting()
         self._draining = False
 
     async def open(self) -> None:
@@ -124,32 +124,23 @@ class Batcher:
     async def append(self, batches: Sequence[EventBatch]) -> list[AppendReply]:
         """One reply a batch, in order."""
         # All are queued before the first await: the order of calls is the order of the log (OR-1).
-        replies = [self._submit(batch) for batch in batches]
+        call = Call(len(batches))
+        for index, batch in enumerate(batches):
+            owner = self._owned.get(batch.partition)
+            refusal = self._refusal(owner)
+            if refusal is not None or owner is None:
+                call.answer(index, AppendReply(NOT_OWNER if refusal is None else refusal))
+            else:
+                owner.waiting.append(Submission(batch, call, index, self._waiting))
         self._appender.wake()
-        return [await reply for reply in replies]
-
-    def _submit(self, batch: EventBatch) -> "asyncio.Future[AppendReply]":
-        reply: asyncio.Future[AppendReply] = asyncio.get_running_loop().create_future()
-        owner = self._owned.get(batch.partition)
-        refusal = self._refusal(owner)
-        if refusal is not None or owner is None:
-            reply.set_result(AppendReply(NOT_OWNER if refusal is None else refusal))
-            return reply
-        owner.waiting.append(Submission(batch, reply))
-        size = batch.resident_bytes
-        self._waiting_bytes += size
-        reply.add_done_callback(lambda _: self._release(size))
-        return reply
-
-    def _release(self, size: int) -> None:
-        self._waiting_bytes -= size
+        return await call.answered
 
     def _refusal(self, owner: OwnedPartition | None) -> int | None:
         if owner is None or owner.state is PartitionState.FENCED:
             return NOT_OWNER
         if self._draining or owner.state in {PartitionState.RESOLVING, PartitionState.LOST}:
             return UNAVAILABLE
-        if self._waiting_bytes > MAX_WAITING_BYTES or self._backlog.log_bytes > self._max_log_bytes:
+        if self._waiting.bytes > MAX_WAITING_BYTES or self._backlog.log_bytes > self._max_log_bytes:
             self._counters.count("appends_refused")
             return FULL
         return None
@@ -170,7 +161,7 @@ class Batcher:
         """Take no more, store what was taken. Whether nothing is left."""
         self._draining = self._sink.draining = True
         until = time.monotonic() + deadline_s
-        while self._waiting_bytes or any(owner.pending for owner in self._owned.values()):
+        while self._waiting.bytes or any(owner.pending for owner in self._owned.values()):
             if time.monotonic() > until:
                 return False
             self._appender.wake()
@@ -239,7 +230,7 @@ class Batcher:
             open_partitions=sum(owner.state is PartitionState.OPEN for owner in owned),
             partitions=[_view(owner) for owner in owned],
             waiting_events=sum(len(owner.waiting) for owner in owned),
-            waiting_bytes=self._waiting_bytes,
+            waiting_bytes=self._waiting.bytes,
             lag_events=self._backlog.events,
             lag_s=max(0.0, (self._clock_ms() - min(oldest)) / 1000) if oldest else 0.0,
             log_bytes=self._backlog.log_bytes,

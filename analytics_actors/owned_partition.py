@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 
 from analytics_actors.dedupe import DedupeWindow
@@ -24,18 +25,52 @@ class PartitionState(StrEnum):
     """Another owner has it: this one has nothing to say any more."""
 
 
+class Call:
+    """One append call, which is answered when each of its batches is."""
+
+    __slots__ = ("_left", "_replies", "answered")
+
+    def __init__(self, batches: int) -> None:
+        self._replies: list[AppendReply | None] = [None] * batches
+        self._left = batches
+        self.answered: asyncio.Future[list[AppendReply]] = asyncio.get_running_loop().create_future()
+        if not batches:
+            self.answered.set_result([])
+
+    def answer(self, index: int, reply: AppendReply) -> bool:
+        """False if that batch has its reply already."""
+        if self._replies[index] is not None:
+            return False
+        self._replies[index] = reply
+        self._left -= 1
+        if not self._left and not self.answered.done():
+            self.answered.set_result([reply for reply in self._replies if reply is not None])
+        return True
+
+
+@dataclass
+class Waiting:
+    """What waits for the log in all partitions of a shard."""
+
+    bytes: int = 0
+
+
 class Submission:
-    """A batch that waits to be appended, and the caller that waits for its outcome."""
+    """A batch that waits to be appended, and the call that waits for its outcome."""
 
-    __slots__ = ("batch", "reply")
+    __slots__ = ("_call", "_index", "_waiting", "batch", "size")
 
-    def __init__(self, batch: EventBatch, reply: "asyncio.Future[AppendReply]") -> None:
+    def __init__(self, batch: EventBatch, call: Call, index: int, waiting: Waiting) -> None:
         self.batch = batch
-        self.reply = reply
+        self.size = batch.resident_bytes
+        self._call = call
+        self._index = index
+        self._waiting = waiting
+        waiting.bytes += self.size
 
     def answer(self, reply: AppendReply) -> None:
-        if not self.reply.done():
-            self.reply.set_result(reply)
+        if self._call.answer(self._index, reply):
+            self._waiting.bytes -= self.size
 
 
 class OwnedPartition:
@@ -63,9 +98,9 @@ class OwnedPartition:
         """The oldest waiting batches up to a size, one at least."""
         taken: list[Submission] = []
         size = 0
-        while self.waiting and (not taken or size + self.waiting[0].batch.resident_bytes <= max_bytes):
+        while self.waiting and (not taken or size + self.waiting[0].size <= max_bytes):
             submission = self.waiting.popleft()
-            size += submission.batch.resident_bytes
+            size += submission.size
             taken.append(submission)
         return taken
 

@@ -26,7 +26,7 @@ from config.settings import StoreSettings
 from storage.errors import Fenced, FormatError, Misconfigured, Unavailable
 from storage.event_batch import LogRecord, decode_record
 from storage.event_store import EventStore, PartitionWrite
-from storage.partition_log import PartitionLog
+from storage.partition_log import PartitionLog, Trim
 
 RETRY_PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 TRIM_INTERVAL_S = 1.0
@@ -121,10 +121,7 @@ class StoreSink:
             ]
             try:
                 held_at = await self._held_at(untrimmed)
-                for owner in untrimmed:
-                    below = min(owner.checkpoint, held_at.get(owner.partition, owner.checkpoint))
-                    if below > owner.trimmed_below and owner.state is PartitionState.OPEN:
-                        await self._trim(owner, below)
+                await self._trim(untrimmed, held_at)
             except (Unavailable, Misconfigured) as error:
                 self._counters.trouble("log", str(error))
 
@@ -140,17 +137,22 @@ class StoreSink:
         stored = sum(size for records in self._stored_records.values() for _, size in records)
         return stored + self._backlog.log_bytes
 
-    async def _trim(self, owner: OwnedPartition, below: int) -> None:
-        await self._log.trim(
-            owner.partition,
-            epoch=owner.epoch,
-            below_offset=below,
-            ids_before_ms=self._clock_ms() - self._window_ms,
-        )
-        owner.trimmed_below = below
-        records = self._stored_records[owner.partition]
-        while records and records[0][0] < below:
-            records.popleft()
+    async def _trim(self, owners: Sequence[OwnedPartition], held_at: Mapping[int, int]) -> None:
+        """All in one round trip: each by itself would be a sync of the log's disk."""
+        ids_before_ms = self._clock_ms() - self._window_ms
+        trims: dict[OwnedPartition, Trim] = {}
+        for owner in owners:
+            below = min(owner.checkpoint, held_at.get(owner.partition, owner.checkpoint))
+            if below > owner.trimmed_below and owner.state is PartitionState.OPEN:
+                trims[owner] = Trim(owner.partition, owner.epoch, below, ids_before_ms)
+        if not trims:
+            return
+        await self._log.trim(list(trims.values()))
+        for owner, trim in trims.items():
+            owner.trimmed_below = trim.below_offset
+            records = self._stored_records[owner.partition]
+            while records and records[0][0] < trim.below_offset:
+                records.popleft()
 
     def _advance(self, job: Job, write: PartitionWrite) -> None:
         """The event store has everything below, or has counted it as lost; the log keeps it until it is trimmed."""

@@ -25,7 +25,7 @@ from analytics_actors.dedupe import DedupeWindow
 from analytics_actors.fingerprint_set import Fingerprints
 from config.settings import LogSettings
 from storage.embedded.valkey import EmbeddedValkey
-from storage.partition_log import Append, IdsEntry, LogState
+from storage.partition_log import Append, IdsEntry, LogState, Trim
 from storage.redis_log import RedisLog
 
 WINDOW_S = 86400.0
@@ -141,7 +141,7 @@ async def _measure_append(log: RedisLog, url: str, ids: Fingerprints, ids_an_ent
         offset += 1
     total_s = time.perf_counter() - started
     # The records are empty and not what is measured.
-    await log.trim(PARTITION, epoch=state.epoch, below_offset=offset, ids_before_ms=0)
+    await log.trim([Trim(PARTITION, state.epoch, offset, 0)])
     return {
         f"append_ms_of_{ids_an_entry}_ids_with_fsync": total_s / offset * 1e3,
         "valkey_bytes_an_id": (_used_memory(url) - before_bytes) / ids.size,

@@ -16,7 +16,8 @@ from pgpq import ArrowToPostgresBinaryEncoder
 from pgpq.encoders import StringEncoderBuilder
 from pgpq.schema import Jsonb
 
-from storage.event_batch import COLUMNS, LogRecord, read_rows
+from storage.errors import FormatError
+from storage.event_batch import COLUMNS, LogRecord, RecordBatch, read_each
 from storage.event_store import PartitionWrite
 
 _ROW_NUMBER = pa.field("row_number", pa.int32())
@@ -37,27 +38,21 @@ _encoders = {
 
 def gather(writes: Sequence[PartitionWrite]) -> pa.RecordBatch:
     """All rows that a write stores, in the schema `STORED`. Raises `FormatError` for damaged records."""
-    batches: list[pa.RecordBatch] = []
-    kept: list[np.ndarray] = []
+    batches: list[RecordBatch] = []
     partitions: list[int] = []
     offsets: list[int] = []
     starts: list[int] = []
     for partition, offset, record in _records(writes):
         start = 0
         for batch in record.batches:
-            events = sum(segment.events for segment in batch.segments)
-            if not batch.rows.block:
-                # Nothing was accepted of it, or every row is a duplicate.
-                start += events
-                continue
-            mask = batch.duplicate_mask()
-            batches.append(read_rows(batch))
-            kept.append(np.ones(events, bool) if mask is None else ~mask)
-            partitions.append(partition)
-            offsets.append(offset)
-            starts.append(start)
-            start += events
-    return _assemble(batches, kept, partitions, offsets, starts)
+            # One without rows: nothing was accepted of it, or every row is a duplicate.
+            if batch.rows.block:
+                batches.append(batch)
+                partitions.append(partition)
+                offsets.append(offset)
+                starts.append(start)
+            start += batch.events
+    return _assemble(_rows_of(batches), _kept(batches), partitions, offsets, starts)
 
 
 def _records(writes: Sequence[PartitionWrite]) -> Iterator[tuple[int, int, LogRecord]]:
@@ -66,8 +61,29 @@ def _records(writes: Sequence[PartitionWrite]) -> Iterator[tuple[int, int, LogRe
             yield write.partition, offset, record
 
 
+def _rows_of(batches: Sequence[RecordBatch]) -> list[pa.RecordBatch]:
+    read: list[pa.RecordBatch] = []
+    for rows in read_each(batches):
+        if isinstance(rows, FormatError):
+            raise rows
+        read.append(rows)
+    return read
+
+
+def _kept(batches: Sequence[RecordBatch]) -> np.ndarray | None:
+    """True for each row that is no duplicate; None when there is no duplicate."""
+    if not any(batch.duplicates for batch in batches):
+        return None
+    masks = [(batch.duplicate_mask(), batch.events) for batch in batches]
+    return np.concatenate([np.ones(events, bool) if mask is None else ~mask for mask, events in masks])
+
+
 def _assemble(
-    batches: list[pa.RecordBatch], kept: list[np.ndarray], partitions: list[int], offsets: list[int], starts: list[int]
+    batches: list[pa.RecordBatch],
+    kept: np.ndarray | None,
+    partitions: list[int],
+    offsets: list[int],
+    starts: list[int],
 ) -> pa.RecordBatch:
     if not batches:
         return pa.RecordBatch.from_pylist([], schema=STORED)
@@ -81,8 +97,7 @@ def _assemble(
         row_numbers.astype(np.int32),
     ]
     stored = pa.RecordBatch.from_arrays([*rows.columns, *(pa.array(column) for column in added)], schema=STORED)
-    mask = np.concatenate(kept)
-    return stored if mask.all() else stored.filter(pa.array(mask))
+    return stored if kept is None else stored.filter(pa.array(kept))
 
 
 def encode_copy(rows: pa.RecordBatch) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from storage.errors import Fenced, LogLost, Unavailable
 from storage.log_tail import Records, TailRead, without_hole
-from storage.partition_log import Append, AppendOutcome, IdsEntry, LogState
+from storage.partition_log import Append, AppendOutcome, IdsEntry, LogState, Trim
 
 _LOOK_AGAIN_S = 0.001
 
@@ -178,16 +178,20 @@ class MemoryLog:
         if held is not None and held.epoch == epoch:
             held.ids.pop(offset, None)
 
-    async def trim(self, partition: int, *, epoch: int, below_offset: int, ids_before_ms: int) -> None:
+    async def trim(self, trims: Sequence[Trim]) -> None:
         self._require_available()
-        held = self._partitions.get(partition)
-        if held is None or held.epoch != epoch:
+        for trim in trims:
+            self._trim(trim)
+
+    def _trim(self, trim: Trim) -> None:
+        held = self._partitions.get(trim.partition)
+        if held is None or held.epoch != trim.epoch:
             return
-        held.first_offset = max(held.first_offset, min(below_offset, held.next_offset))
+        held.first_offset = max(held.first_offset, min(trim.below_offset, held.next_offset))
         held.records = {offset: record for offset, record in held.records.items() if offset >= held.first_offset}
-        if ids_before_ms > held.ids_since_ms:
-            held.ids_since_ms = ids_before_ms
-            held.ids = {offset: entry for offset, entry in held.ids.items() if entry.appended_ms >= ids_before_ms}
+        if trim.ids_before_ms > held.ids_since_ms:
+            held.ids_since_ms = trim.ids_before_ms
+            held.ids = {offset: entry for offset, entry in held.ids.items() if entry.appended_ms >= trim.ids_before_ms}
 
     async def close(self) -> None:
         pass

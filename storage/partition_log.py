@@ -41,6 +41,15 @@ class Append(NamedTuple):
     """8 bytes little endian each: accepted ids (not the duplicates) and batch ids."""
 
 
+class Trim(NamedTuple):
+    partition: int
+    epoch: int
+    below_offset: int
+    """Records below it are dropped."""
+    ids_before_ms: int
+    """Ids older than this may be dropped."""
+
+
 AppendOutcome = Literal["appended", "fenced", "lost", "full"]
 
 
@@ -88,7 +97,7 @@ class PartitionLog(Protocol):
         """Drop from `ids` what the record at `offset` brought: a new owner's window will not know them. Once more
         changes nothing; a stale epoch changes nothing."""
 
-    async def trim(self, partition: int, *, epoch: int, below_offset: int, ids_before_ms: int) -> None:
-        """Drop records below the offset (TR-1) and ids older than the time. A stale epoch changes nothing."""
+    async def trim(self, trims: Sequence[Trim]) -> None:
+        """Drop what each says (TR-1), in one round trip. A stale epoch changes nothing."""
 
     async def close(self) -> None: ...

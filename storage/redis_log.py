@@ -21,7 +21,7 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, RedisError
 
 from config.settings import LogSettings
 from storage.errors import Fenced, LogLost, Misconfigured
-from storage.partition_log import Append, AppendOutcome, IdsEntry, LogState
+from storage.partition_log import Append, AppendOutcome, IdsEntry, LogState, Trim
 from storage.redis_client import RedisClient, Script, checked
 
 CONNECTIONS = 8
@@ -120,9 +120,11 @@ class RedisLog:
         async with self._redis.deadline("forgetting ids"):
             await self._redis.run(_IDS_OF, _ids_keys(partition), (offset, epoch))
 
-    async def trim(self, partition: int, *, epoch: int, below_offset: int, ids_before_ms: int) -> None:
+    async def trim(self, trims: Sequence[Trim]) -> None:
+        calls = [(_keys(t.partition), (t.epoch, t.below_offset, t.ids_before_ms)) for t in trims]
         async with self._redis.deadline("trim"):
-            await self._redis.run(_TRIM, _keys(partition), (epoch, below_offset, ids_before_ms))
+            for reply in await self._redis.run_each(_TRIM, calls):
+                checked(reply)
 
     async def close(self) -> None:
         await self._redis.close()

@@ -1,7 +1,9 @@
 """From log records or stored rows to what they add to which minutes. For a thread: nothing here waits or is shared."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,7 @@ import pyarrow.compute as pc
 from analytics_actors.windows.grouping import aggregate
 from storage.aggregate import Aggregate
 from storage.errors import FormatError
-from storage.event_batch import COLUMNS, decode_record, read_rows
+from storage.event_batch import COLUMNS, RecordBatch, decode_record, read_each
 from storage.metric_definitions import MetricDefinition
 from storage.window_key import WindowKey, late_mask, microseconds
 
@@ -44,40 +46,64 @@ class Decoded:
     unreadable: dict[int, FormatError] = field(default_factory=dict)
 
 
+class _Head(NamedTuple):
+    """A record, and which of its batches have rows."""
+
+    partition: int
+    offset: int
+    batches: Sequence[RecordBatch]
+
+
 def decode(records: Mapping[int, Sequence[tuple[int, bytes]]]) -> Decoded:
     """A record that cannot be read ends its own partition's part before it."""
     decoded = Decoded()
-    for partition, entries in records.items():
-        for offset, raw in entries:
-            try:
-                batches = _rows_of(raw)
-            except FormatError as error:
-                decoded.unreadable[partition] = error
-                break
-            decoded.batches += batches
-            decoded.next_offsets[partition] = offset + 1
-            for batch in batches:
-                decoded.watermarks_ms[partition] = max(decoded.watermarks_ms.get(partition, 0), newest_ms(batch))
+    heads = list(_heads(records, decoded.unreadable))
+    # All at once: most records of many small projects hold an event or two.
+    rows = iter(read_each([batch for head in heads for batch in head.batches]))
+    partitions: list[int] = []
+    ended: set[int] = set()
+    for head in heads:
+        read = list(zip(head.batches, itertools.islice(rows, len(head.batches)), strict=True))
+        error = next((found for _, found in read if isinstance(found, FormatError)), None)
+        if head.partition in ended:
+            continue
+        if error is not None:
+            ended.add(head.partition)
+            decoded.unreadable[head.partition] = error
+            continue
+        fresh = [_without_duplicates(batch, found) for batch, found in read]
+        decoded.batches += [batch for batch in fresh if batch.num_rows]
+        partitions += [head.partition for batch in fresh if batch.num_rows]
+        decoded.next_offsets[head.partition] = head.offset + 1
+    for partition, watermark_ms in zip(partitions, newest_ms(decoded.batches), strict=True):
+        decoded.watermarks_ms[partition] = max(decoded.watermarks_ms.get(partition, 0), watermark_ms)
     return decoded
 
 
-def _rows_of(raw: bytes) -> list[pa.RecordBatch]:
-    found = []
-    for batch in decode_record(raw).batches:
-        if not batch.rows.block:
-            continue
-        rows = read_rows(batch)
-        mask = batch.duplicate_mask()
-        if mask is not None:
-            rows = rows.filter(pa.array(~mask))
-        if rows.num_rows:
-            found.append(rows)
-    return found
+def _heads(records: Mapping[int, Sequence[tuple[int, bytes]]], unreadable: dict[int, FormatError]) -> Iterator[_Head]:
+    for partition, entries in records.items():
+        for offset, raw in entries:
+            try:
+                record = decode_record(raw)
+            except FormatError as error:
+                unreadable[partition] = error
+                break
+            yield _Head(partition, offset, [batch for batch in record.batches if batch.rows.block])
 
 
-def newest_ms(rows: pa.RecordBatch) -> int:
-    """The latest receipt among some rows, at least one."""
-    return int(microseconds(rows, "received_at").max()) // 1000
+def _without_duplicates(batch: RecordBatch, rows: pa.RecordBatch) -> pa.RecordBatch:
+    mask = batch.duplicate_mask()
+    return rows if mask is None else rows.filter(pa.array(~mask))
+
+
+def newest_ms(batches: Sequence[pa.RecordBatch]) -> list[int]:
+    """The latest receipt in each batch; none may be empty."""
+    if not batches:
+        return []
+    received = microseconds(pa.Table.from_batches(batches, COLUMNS), "received_at")
+    starts = np.cumsum([0, *(batch.num_rows for batch in batches[:-1])])
+    newest: list[int] = (np.maximum.reduceat(received, starts) // 1000).tolist()
+    return newest
 
 
 def prepare(

@@ -194,7 +194,7 @@ class _Rebuild:
     async def _add(self, rows: pa.RecordBatch) -> None:
         if not rows.num_rows:
             return
-        self._watermark_ms = max(self._watermark_ms, newest_ms(rows))
+        self._watermark_ms = max(self._watermark_ms, *newest_ms([rows]))
         prepared = await self._shard.compute(self._prepare, rows)
         for project_id, start in sorted(prepared.frozen_days):
             await self._rollups.mark_days(project_id, [day_of(start)])

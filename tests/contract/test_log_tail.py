@@ -13,7 +13,7 @@ from storage.embedded.process import free_port
 from storage.errors import Unavailable
 from storage.log_tail import LogTail, Tail, TailRead
 from storage.memory_log import MemoryLog, MemoryTail
-from storage.partition_log import Append, LogState, PartitionLog
+from storage.partition_log import Append, LogState, PartitionLog, Trim
 from storage.redis_log import RedisLog
 
 FRESH = LogState(0, 0, 0, 0)
@@ -95,10 +95,10 @@ async def test_what_was_trimmed_is_a_gap(subject: Subject) -> None:
     await subject.append(8, b"x")
     [state] = await subject.log.state([7])
     assert state is not None
-    await subject.log.trim(7, epoch=state.epoch, below_offset=6, ids_before_ms=0)
+    await subject.log.trim([Trim(7, state.epoch, 6, 0)])
     assert await subject.read(p7=5, p8=0) == TailRead({8: [(0, b"x")]}, [7])
     assert (await subject.read(p7=6)).records[7][0] == (6, b"6")
-    await subject.log.trim(7, epoch=state.epoch, below_offset=10, ids_before_ms=0)
+    await subject.log.trim([Trim(7, state.epoch, 10, 0)])
     assert await _gaps_within(subject, p7=9) == [7]
     assert await subject.read(p7=10) == NOTHING
 

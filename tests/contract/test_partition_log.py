@@ -11,7 +11,7 @@ from config.settings import LogSettings
 from storage.embedded.valkey import EmbeddedValkey
 from storage.errors import Fenced, LogLost, Unavailable
 from storage.memory_log import MemoryLog
-from storage.partition_log import Append, LogState, PartitionLog
+from storage.partition_log import Append, LogState, PartitionLog, Trim
 from storage.redis_log import RedisLog
 from tests.contract.cut_proxy import CutProxy
 
@@ -310,17 +310,17 @@ async def test_trimming_records_is_exact(subject: Subject) -> None:
     """TR-1: what is at or above the offset stays."""
     state = await subject.log.acquire(7, at_least=FRESH)
     state, _ = await append(subject.log, state, [b"%d" % n for n in range(300)])
-    await subject.log.trim(7, epoch=state.epoch, below_offset=257, ids_before_ms=0)
+    await subject.log.trim([Trim(7, state.epoch, 257, 0)])
     assert await subject.log.state([7]) == [LogState(1, 257, 300, 0)]
     assert (await subject.log.read(7, 0, max_records=1000))[0] == (257, b"257")
-    await subject.log.trim(7, epoch=state.epoch, below_offset=100, ids_before_ms=0)
+    await subject.log.trim([Trim(7, state.epoch, 100, 0)])
     assert await subject.log.state([7]) == [LogState(1, 257, 300, 0)]
 
 
 async def test_a_log_that_was_trimmed_empty_goes_on(subject: Subject) -> None:
     state = await subject.log.acquire(7, at_least=FRESH)
     state, _ = await append(subject.log, state, [b"a", b"b"])
-    await subject.log.trim(7, epoch=state.epoch, below_offset=99, ids_before_ms=0)
+    await subject.log.trim([Trim(7, state.epoch, 99, 0)])
     assert await subject.log.state([7]) == [LogState(1, 2, 2, 0)]
     assert (await append(subject.log, state, [b"c"]))[1] == ["appended"]
     assert await subject.log.read(7, 0, max_records=9) == [(2, b"c")]
@@ -332,7 +332,7 @@ async def test_trimmed_ids_are_old_and_the_state_says_since_when_they_are_comple
         await subject.log.append([Append(7, state.epoch, offset, b"r", ids(*range(offset * 100, offset * 100 + 100)))])
     entries = [entry async for entry in subject.log.read_ids(7)]
     middle_ms = entries[500].appended_ms
-    await subject.log.trim(7, epoch=state.epoch, below_offset=0, ids_before_ms=middle_ms)
+    await subject.log.trim([Trim(7, state.epoch, 0, middle_ms)])
     kept = [entry async for entry in subject.log.read_ids(7)]
     recent = [entry for entry in entries if entry.appended_ms >= middle_ms]
     assert kept[-len(recent) :] == recent
@@ -345,9 +345,20 @@ async def test_a_stale_epoch_trims_nothing(subject: Subject) -> None:
     old = await subject.log.acquire(7, at_least=FRESH)
     old, _ = await append(subject.log, old, [b"a", b"b"])
     new = await subject.other.acquire(7, at_least=None)
-    await subject.log.trim(7, epoch=old.epoch, below_offset=2, ids_before_ms=1 << 50)
+    await subject.log.trim([Trim(7, old.epoch, 2, 1 << 50)])
     assert await subject.log.state([7]) == [new]
     assert len(await subject.log.read(7, 0, max_records=9)) == 2
+
+
+async def test_partitions_are_trimmed_together_each_under_its_own_epoch(subject: Subject) -> None:
+    states = [await subject.log.acquire(partition, at_least=FRESH) for partition in (1, 2, 3)]
+    for partition, state in zip((1, 2, 3), states, strict=True):
+        await subject.log.append([Append(partition, state.epoch, 0, b"r", ids(partition))])
+    await subject.other.acquire(2, at_least=None)
+    await subject.log.trim(
+        [Trim(partition, state.epoch, 1, 0) for partition, state in zip((1, 2, 3), states, strict=True)]
+    )
+    assert [len(await subject.log.read(partition, 0, max_records=9)) for partition in (1, 2, 3)] == [0, 1, 0]
 
 
 async def test_a_full_log_takes_nothing_and_recovers_by_trimming(small_subject: Subject) -> None:
@@ -368,6 +379,6 @@ async def test_a_full_log_takes_nothing_and_recovers_by_trimming(small_subject: 
     # A full log can still be taken over and trimmed.
     state = await log.renew(7, epoch=state.epoch)
     state = await log.acquire(7, at_least=None)
-    await log.trim(7, epoch=state.epoch, below_offset=appended - 1, ids_before_ms=0)
+    await log.trim([Trim(7, state.epoch, appended - 1, 0)])
     assert (await append(log, state, [record]))[1] == ["appended"]
     assert [offset for offset, _ in await log.read(7, 0, max_records=9)] == [appended - 1, appended]

@@ -16,7 +16,7 @@ from config.settings import LogSettings
 from storage.embedded.process import free_port
 from storage.embedded.valkey import EmbeddedValkey
 from storage.errors import Misconfigured, Unavailable
-from storage.partition_log import Append, LogState
+from storage.partition_log import Append, LogState, Trim
 from storage.redis_log import CONNECTIONS, RedisLog
 from tests.contract.cut_proxy import CutProxy
 
@@ -234,6 +234,6 @@ async def test_a_server_over_its_memory_refuses_appends_and_still_takes_what_fre
         again = await log.acquire(7, at_least=None)
         assert (renewed.next_offset, again.next_offset) == (3, 3)
         assert await log.acquire(8, at_least=FRESH) == LogState(1, 0, 0, 0)
-        await log.trim(7, epoch=again.epoch, below_offset=3, ids_before_ms=0)
+        await log.trim([Trim(7, again.epoch, 3, 0)])
         assert await log.read(7, 0, max_records=9) == []
         assert (await log.state([7]))[0] == LogState(again.epoch, 3, 3, 0)

@@ -16,6 +16,7 @@ from storage.event_batch import PackedRows
 from storage.memory_rollups import MemoryRollups
 from storage.memory_windows import MemoryWindows
 from storage.metric_definitions import MetricDefinition
+from storage.partition_log import Trim
 from storage.window_key import OTHER
 from tests.seeds import seeds
 from tests.unit import virtual_time
@@ -443,9 +444,7 @@ class Model:
         for partition, checkpoint in enumerate(await self.system.store.checkpoints(range(PARTITIONS))):
             [state] = await self.system.log.state([partition])
             if state is not None:
-                await self.system.log.trim(
-                    partition, epoch=state.epoch, below_offset=checkpoint.next_offset, ids_before_ms=0
-                )
+                await self.system.log.trim([Trim(partition, state.epoch, checkpoint.next_offset, 0)])
 
     async def jump(self) -> None:
         self.system.skipped_s += self.random.choice([30, 600, 3600])
