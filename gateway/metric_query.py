@@ -16,7 +16,7 @@ import numpy as np
 
 from gateway.errors import ApiError
 from gateway.event_times import read_time
-from storage.metric_definitions import OPS, Aggregation, MetricDefinition
+from storage.metric_definitions import MAX_VALUE_CHARS, OPS, Aggregation, MetricDefinition
 from storage.window_key import Dimensions, Size, other
 
 Granularity = Literal["minute", "5minutes", "hour", "day"]
@@ -267,7 +267,8 @@ def _read_filter(text: str) -> Filter:
     values = value.split(",") if operator == "in" else [value]
     if len(values) > MAX_FILTER_VALUES:
         raise ApiError("invalid_parameter", f"More than {MAX_FILTER_VALUES} values.", pointer="/filter")
-    return Filter(name, frozenset(values), negated=operator == "ne")
+    # As the dimensions' values are, to which they are compared.
+    return Filter(name, frozenset(value[:MAX_VALUE_CHARS] for value in values), negated=operator == "ne")
 
 
 def read_group_by(text: str | None) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 **Paths** say where in an event a value stands: a column (`eventType`, `userId`, `sessionId`, `anonymousId`, `siteId`),
 `properties.a.b`, or `context.page.path`; anything else is taken as a path in the properties (`amount` is
-`properties.amount`). A key that has a dot in its name cannot be reached.
+`properties.amount`). A key that has a dot, a quotation mark, a backslash or a control character in its name cannot be
+reached.
 
 **Texts** (dimensions, unique counts, filters): strings as they are; numbers in one form whichever way they were
 written (`1.0`, `1` and `1e0` are `1`); `true` and `false`; null, objects and arrays are as if the value was absent.
@@ -47,6 +48,10 @@ MAX_FILTER_VALUES = 100
 MAX_VALUE_CHARS = 200
 """A dimension's value is cut after so many characters."""
 
+LARGEST_INTEGER = (1 << 63) - 1
+"""Of a filter's value, also below zero; what is beyond it is written as a float."""
+
+_UNREACHABLE = re.compile(r'[\x00-\x1f\x7f"\\]')
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 _RESERVED = "stream"  # GET /v1/metrics/stream is another route
 _DIMENSION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
@@ -124,6 +129,11 @@ def resolve_path(text: str) -> Path:
         raise ValueError(f"a path has 1 to {MAX_PATH_CHARS} characters: {text[:40]!r}")
     if text in COLUMN_NAMES:
         return Path("column", (COLUMN_NAMES[text],))
+    if _UNREACHABLE.search(text):
+        raise ValueError(
+            f"{text!r} has a quotation mark, a backslash or a control character: keys with these cannot be reached; "
+            "send the value under another name too"
+        )
     keys = tuple(text.split("."))
     if not all(keys):
         raise ValueError(f"{text!r} has an empty key: write keys with single dots between them")
@@ -161,6 +171,8 @@ def validate(definition: MetricDefinition) -> None:
     for event_type in definition.event_types:
         if not 1 <= len(event_type) <= _MAX_EVENT_TYPE_CHARS:
             raise ValueError(f"eventTypes: an event type has 1 to {_MAX_EVENT_TYPE_CHARS} characters")
+        if "\0" in event_type:
+            raise ValueError("eventTypes: an event type has no NUL in it")
     if definition.aggregate_only and not definition.event_types:
         raise ValueError("eventTypes: name the event types that are to be aggregate-only; without them it would be all")
     _validate_dimensions(definition)
@@ -216,6 +228,11 @@ def validate_filter(condition: Filter) -> None:
     """Raises `ValueError` with what to change."""
     resolve_path(condition.path)
     value = condition.value
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, int) and abs(one) > LARGEST_INTEGER:
+            raise ValueError(f"value: {one} is beyond 64 bits; write it with an exponent (1e20), or as text")
+        if isinstance(one, str) and "\0" in one:
+            raise ValueError("value: no value of an event has a NUL in it")
     if condition.op == "in":
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_FILTER_VALUES:
             raise ValueError(f"value: in takes a list of 1 to {MAX_FILTER_VALUES} values")

@@ -5,6 +5,7 @@ definition remembers it. **Changes** are followed as those of keys are, see `sto
 that made them, not by version, because a transaction with a lower number may end later.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -26,6 +27,9 @@ _LOCK_PROJECT = "SELECT FROM projects WHERE project_id = $1 FOR NO KEY UPDATE"
 _CREATE = statement("create_metric")
 _REPLACE = statement("replace_metric")
 _DELETE = statement("delete_metric")
+
+
+_log = logging.getLogger(__name__)
 
 
 class StoredDefinition(NamedTuple):
@@ -90,7 +94,7 @@ class MetricRegistry:
     async def list(self, project_id: str) -> Sequence[StoredDefinition]:
         """The project's metrics by name."""
         async with self._postgres.session() as connection:
-            return [_stored(row) for row in await connection.fetch(_LIST, project_id)]
+            return _usable(await connection.fetch(_LIST, project_id))
 
     async def changes_since(self, since: int = 0) -> Changes:
         """Metrics made, replaced or deleted since that call, all for 0; some may be told twice."""
@@ -99,7 +103,7 @@ class MetricRegistry:
             # A database restored into a new cluster counts from the beginning: everything is read again then.
             begin = since if since <= oldest_running else 0
             rows = await connection.fetch(_CHANGED, str(begin))
-        return Changes([_stored(row) for row in rows], oldest_running)
+        return Changes(_usable(rows), oldest_running)
 
 
 async def _check_others(connection: Connection, project_id: str, definition: MetricDefinition) -> None:
@@ -107,7 +111,7 @@ async def _check_others(connection: Connection, project_id: str, definition: Met
         # Until the end of the transaction nobody else makes one.
         await connection.execute(_LOCK_PROJECT, project_id)
         others = await connection.fetch(_LIST, project_id)
-        validate_among(definition, [_stored(row).definition for row in others])
+        validate_among(definition, [each.definition for each in _usable(others)])
 
 
 class MemoryMetricRegistry:
@@ -167,6 +171,22 @@ class MemoryMetricRegistry:
 
 def _encode(definition: MetricDefinition) -> str:
     return msgspec.json.encode(definition).decode()
+
+
+def _usable(rows: Sequence[asyncpg.Record]) -> list[StoredDefinition]:
+    """Those that could be made today. One that could not (an earlier release let it through) must not end what counts
+    all projects' metrics: it is as if it was not there."""
+    usable = []
+    for row in rows:
+        stored = _stored(row)
+        try:
+            validate(stored.definition)
+        except ValueError as error:
+            fields = {"action": "metric_refused", "project_id": row["project_id"], "reason": str(error)}
+            _log.warning("a stored metric is left out", extra=fields)
+        else:
+            usable.append(stored)
+    return usable
 
 
 def _stored(row: asyncpg.Record) -> StoredDefinition:

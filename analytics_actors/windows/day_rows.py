@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from storage.aggregate import Aggregate
 from storage.metric_definitions import MetricDefinition
 from storage.rollups import DAY_S, RolledSize, RollupStore
-from storage.window_key import WindowKey, other
+from storage.window_key import TOTAL, WindowKey, other
 
 EVENTS = "events"
 """The default metric that every event is counted in."""
@@ -40,7 +40,8 @@ class DayRows:
         hours = await rolled_counts(self._rollups, project_id, "1h", day, day + DAY_S)
         known = await rolled_counts(self._rollups, project_id, "1d", day, day + DAY_S)
         if sum(hours.values()) != known.get(day, 0):
-            for metric in metrics:
+            # The count of all events last: where it is, the day is taken as whole.
+            for metric in sorted(metrics, key=lambda metric: metric.name == EVENTS):
                 rows = await self._rows(project_id, metric.name, day)
                 for start in range(0, len(rows), ROWS_PER_CALL):
                     chunk = rows[start : start + ROWS_PER_CALL]
@@ -57,4 +58,5 @@ class DayRows:
                     key = key._replace(dimensions=other(series.dimensions))
                 for row in range(len(series.starts)):
                     rows.setdefault(key, Aggregate()).merge(series.aggregate(row))
-        return list(rows.items())
+        # The total last, for the same reason.
+        return sorted(rows.items(), key=lambda row: row[0].dimensions == TOTAL)

@@ -351,11 +351,12 @@ class _BatchGrouping:
         columns = self._columns
         projects = [columns.projects.texts[code] for code in columns.cells.projects]
         starts = columns.cells.starts
+        merged: dict[tuple[int, Dimensions], Aggregate] = {}
+        for cell, dimensions, value in zip(cells.tolist(), tuples, aggregates, strict=False):
+            known = merged.setdefault((cell, dimensions), value)
+            if known is not value:  # values of a dimension that are the same when they are cut, or absent and empty
+                known.merge(value)
         for number, name in enumerate(work.names):
-            for cell, dimensions, value in zip(cells.tolist(), tuples, aggregates, strict=False):
+            for (cell, dimensions), value in merged.items():
                 key = WindowKey(projects[cell], name, "1m", starts[cell], dimensions)
-                known = self._deltas.get(key)
-                if known is not None:  # of a dimension's values that are the same when they are cut
-                    known.merge(value)
-                else:
-                    self._deltas[key] = value.copy() if number else value
+                self._deltas[key] = value.copy() if number else value

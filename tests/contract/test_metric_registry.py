@@ -1,6 +1,7 @@
 """Metrics that users define, in memory and in PostgreSQL alike, and how their changes are followed."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -144,6 +145,21 @@ async def test_a_definition_of_another_release_is_told(postgres_metrics: MetricR
     await connection.close()
     with pytest.raises(FormatError, match="shop"):
         await postgres_metrics.list("shop")
+
+
+async def test_a_definition_that_would_be_refused_today_is_left_out(
+    postgres_metrics: MetricRegistry, postgres_url: str
+) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute(
+        "INSERT INTO metric_definitions (project_id, name, definition) VALUES ('shop', 'quoted', $1)",
+        json.dumps({"name": "quoted", "dimensions": ['price="EUR"']}),
+    )
+    await connection.close()
+    await postgres_metrics.create("shop", ORDERS)
+    assert _names(await postgres_metrics.list("shop")) == {"orders"}
+    assert _names((await postgres_metrics.changes_since()).definitions) == {"orders"}
+    assert (await postgres_metrics.delete("shop", "quoted")).deleted_at is not None
 
 
 async def test_metrics_of_one_name_made_at_once_are_one(postgres_metrics: MetricRegistry) -> None:

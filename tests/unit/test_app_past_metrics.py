@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from analytics_actors.windows.day_rows import DayRows
 from config.settings import WindowSettings
 from storage.errors import FileUnavailable, Unavailable
-from storage.metric_definitions import MetricDefinition
+from storage.metric_definitions import DEFAULT_METRICS, MetricDefinition
 from storage.window_key import lateness_s, live_from
 from tests.unit.fake_services import NOW, System
 from tests.unit.metric_data import Sent, roll_up, rows_of
@@ -76,6 +77,31 @@ async def test_days_that_were_counted_again_are_told_by_roll_ups() -> None:
     system.statistics.answers.version = "2"
     assert values(await days(system)) == [9] * 5, "that was another definition"
     assert system.statistics.stored.asked == [(FIRST, DEFINED)]
+
+
+async def test_a_day_whose_rows_were_written_in_part_is_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = System()
+    rollups = system.statistics.rollups
+    await roll_up(system.statistics, [Sent(FIRST + n, event_type=f"t{n % 1000:04}") for n in range(1400)], ("1m", "1h"))
+    monkeypatch.setattr("analytics_actors.windows.day_rows.ROWS_PER_CALL", 250)
+    write, left = rollups.upsert, 2
+
+    async def upsert(*args: Any, **kwargs: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Unavailable("made to be away")
+        await write(*args, **kwargs)
+
+    monkeypatch.setattr(rollups, "upsert", upsert)
+    with pytest.raises(Unavailable):
+        await DayRows(rollups, max_groups=1000).roll("shop", DEFAULT_METRICS, FIRST, epoch=1, next_offset=1)
+    left = 100
+    await DayRows(rollups, max_groups=1000).roll("shop", DEFAULT_METRICS, FIRST, epoch=2, next_offset=1)
+    asked = {"startTime": iso(FIRST), "endTime": iso(FIRST + DAY), "groupBy": "eventType", "limit": "1000"}
+    answer = await ask(system, "events", granularity="day", fill="none", **asked)
+    assert sum(values(answer)) == 1400
+    assert len(answer["points"]) == 1000
 
 
 async def test_a_part_of_a_day_is_counted_and_the_rest_is_rolled_up() -> None:

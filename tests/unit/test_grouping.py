@@ -159,6 +159,7 @@ def shown(deltas: Deltas) -> dict[WindowKey, tuple[Any, ...]]:
 METRICS = (
     *DEFAULT_METRICS,
     MetricDefinition("by_two", dimensions=["country", "context.page.path"]),
+    MetricDefinition("by_two_again", dimensions=["country", "context.page.path"]),
     MetricDefinition("total", "sum", property="amount", dimensions=["kind=a.b", "eventType"]),
     MetricDefinition("deep", "mean", property="a.b", fallbacks=["a", "context.page"]),
     MetricDefinition("slow", "p95", property="amount", event_types=["click", "purchase"], dimensions=["country"]),
@@ -339,8 +340,9 @@ def test_a_later_definition_of_the_same_name_replaces_the_earlier() -> None:
 
 def test_long_values_of_a_dimension_are_cut_and_counted_together() -> None:
     rows = [event(properties={"a": "x" * 300 + tail}) for tail in "abc"]
-    deltas = aggregate(batch(rows), same(MetricDefinition("m", dimensions=["a"])))
-    assert deltas[key("m", ("a", "x" * MAX_VALUE_CHARS))].count == 3
+    deltas = aggregate(batch(rows), same(*(MetricDefinition(name, dimensions=["a"]) for name in ("m", "n"))))
+    for name in ("m", "n"):
+        assert deltas[key(name, ("a", "x" * MAX_VALUE_CHARS))].count == 3
 
 
 def test_four_dimensions_of_many_values_do_not_overflow() -> None:

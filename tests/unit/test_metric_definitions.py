@@ -68,7 +68,9 @@ def test_paths(text: str, path: Path) -> None:
     assert resolve_path(text) == path
 
 
-@pytest.mark.parametrize("text", ["", ".", "a.", ".a", "a..b", "properties.", "a" * 257, ".".join("abcdefghi")])
+@pytest.mark.parametrize(
+    "text", ["", ".", "a.", ".a", "a..b", "properties.", "a" * 257, ".".join("abcdefghi"), 'a["b"]', "a\\b", "a\nb"]
+)
 def test_what_is_no_path(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         resolve_path(text)
@@ -107,6 +109,11 @@ def test_dimensions_are_named_by_their_last_key_or_as_said() -> None:
         (definition(filters=[Filter("a", "in", "x")]), r"filters\[0\]: value: in takes a list of 1 to 100"),
         (definition(filters=[Filter("a", "in", [])]), r"filters\[0\]: value: in takes"),
         (definition(filters=[Filter("a", "exists", 3)]), r"filters\[0\]: value: exists takes"),
+        (definition(filters=[Filter("a", "lt", 10**20)]), r"filters\[0\]: value: 1000.* is beyond 64 bits"),
+        (definition(filters=[Filter("a", "in", [1, -(10**20)])]), r"filters\[0\]: value: -1000.* is beyond 64 bits"),
+        (definition(filters=[Filter("a", "eq", "x\0")]), r"filters\[0\]: value: .*NUL"),
+        (definition(event_types=["x\0"]), "eventTypes: .*NUL"),
+        (definition(property='a."b"'), "property: .*quotation mark"),
         (definition(filters=[Filter("", "exists")]), r"filters\[0\]: a path has 1 to 256"),
     ],
 )

@@ -18,7 +18,7 @@ from gateway.metric_query import (
     read_range,
     read_zone,
 )
-from storage.metric_definitions import MetricDefinition
+from storage.metric_definitions import MAX_VALUE_CHARS, MetricDefinition
 
 NOW_S = datetime(2026, 11, 20, 12, 30, tzinfo=UTC).timestamp()
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -171,6 +171,11 @@ def test_the_sizes_of_windows_that_serve() -> None:
     assert sizes("day", "Asia/Kolkata") == ("5m", "1m")
     assert sizes("5minutes", "UTC") == ("5m", "1m")
     assert sizes("minute", "UTC") == ("1m",)
+
+
+def test_long_values_of_a_filter_are_cut_as_those_of_dimensions_are() -> None:
+    [long] = read_filters(["page:ne:" + "x" * 300])
+    assert long.values == {"x" * MAX_VALUE_CHARS}
 
 
 def test_filters() -> None:
