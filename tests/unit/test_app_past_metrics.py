@@ -98,7 +98,12 @@ async def test_a_day_whose_rows_were_written_in_part_is_written_again(monkeypatc
         await DayRows(rollups, max_groups=1000).roll("shop", DEFAULT_METRICS, FIRST, epoch=1, next_offset=1)
     left = 100
     await DayRows(rollups, max_groups=1000).roll("shop", DEFAULT_METRICS, FIRST, epoch=2, next_offset=1)
-    asked = {"startTime": iso(FIRST), "endTime": iso(FIRST + DAY), "groupBy": "eventType", "limit": "1000"}
+    asked: dict[str, Any] = {
+        "startTime": iso(FIRST),
+        "endTime": iso(FIRST + DAY),
+        "groupBy": "eventType",
+        "limit": "1000",
+    }
     answer = await ask(system, "events", granularity="day", fill="none", **asked)
     assert sum(values(answer)) == 1400
     assert len(answer["points"]) == 1000
