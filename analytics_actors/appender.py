@@ -12,7 +12,7 @@ its id says that it is here already.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from analytics_actors.background import Background
 from analytics_actors.counters import Counters
+from analytics_actors.fingerprint_set import Fingerprints
 from analytics_actors.messages import APPENDED, FULL, NOT_OWNER, REPEATED, UNAVAILABLE, AppendReply
 from analytics_actors.owned_partition import OwnedPartition, PartitionState, Submission
 from analytics_actors.pending import PendingRecord
@@ -31,6 +32,9 @@ from storage.partition_log import Append, LogState, PartitionLog
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 """Batches are put into one record up to this size: large enough that a record's fixed costs vanish, small
 enough that one record does not hold up the round trip that all partitions share."""
+
+MAX_RECORD_PLAIN_BYTES = 64 * 1024 * 1024
+"""As columns: what compresses well would otherwise be gigabytes where it is read."""
 
 RESOLVE_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -90,10 +94,13 @@ class Appender:
         return rounds
 
     def _plan_one(self, owner: OwnedPartition) -> Round | None:
-        taken = owner.take_waiting(max_bytes=MAX_RECORD_BYTES)
-        submissions, masks, fresh = self._decide(owner, taken)
+        submissions: list[Submission] = []
+        while owner.waiting and not submissions:
+            taken = owner.take_waiting(max_bytes=MAX_RECORD_BYTES, max_plain_bytes=MAX_RECORD_PLAIN_BYTES)
+            submissions, masks, fresh = self._decide(owner, taken)
         if not submissions:
             return None
+        owner.appending = True
         record = LogRecord(
             RECORD_VERSION,
             self._clock_ms(),
@@ -105,21 +112,16 @@ class Appender:
     def _decide(
         self, owner: OwnedPartition, taken: list[Submission]
     ) -> tuple[list[Submission], list[npt.NDArray[np.bool_]], bytes]:
-        """Which batches are new, which of their rows are duplicates, and the fingerprints to remember."""
-        ids = np.frombuffer(b"".join(_batch_id_bytes(s) + s.batch.fingerprints for s in taken), dtype=np.dtype("<u8"))
+        """Which batches are to be appended, which of their rows are duplicates, and the fingerprints to remember."""
+        ids, starts = _ids_of(taken)
         known = owner.window.known(ids)
-        submissions, masks, fresh = [], [], []
-        start = 0
-        for submission in taken:
-            end = start + 1 + submission.batch.events
-            if known[start]:
-                submission.answer(AppendReply(REPEATED))
-            else:
-                submissions.append(submission)
-                masks.append(known[start + 1 : end])
-                fresh.append(ids[start:end][~known[start:end]])
-            start = end
-        return submissions, masks, np.concatenate(fresh).tobytes() if fresh else b""
+        if known[starts].any():
+            # Looked up anew: the rows of a batch that is not appended make no other row a duplicate.
+            taken = _not_repeated(owner, taken)
+            ids, starts = _ids_of(taken)
+            known = owner.window.known(ids)
+        masks = [known[start + 1 : start + 1 + s.batch.events] for s, start in zip(taken, starts, strict=True)]
+        return taken, masks, ids[~known].tobytes()
 
     async def _send(self, rounds: list[Round]) -> None:
         try:
@@ -140,7 +142,8 @@ class Appender:
                     planned.owner.fence(NOT_OWNER)
                 case "lost":
                     _answer_all(planned, UNAVAILABLE)
-                    self._lose(planned.owner)
+                    planned.owner.state = PartitionState.LOST
+            self._landed(planned.owner)
         self._on_appended()
 
     def _settle(self, planned: Round) -> None:
@@ -154,13 +157,17 @@ class Appender:
         for submission, mask in zip(planned.submissions, planned.masks, strict=True):
             submission.answer(AppendReply(APPENDED, append.offset, pack_duplicates(mask)))
 
-    def _lose(self, owner: OwnedPartition) -> None:
-        owner.state = PartitionState.LOST
-        self._on_lost(owner)
+    def _landed(self, owner: OwnedPartition) -> None:
+        """Its append has an outcome. Only now may it be taken over again, also if the sink has missed a record before:
+        a new epoch meanwhile would make the append's outcome another one."""
+        owner.appending = False
+        if owner.state is PartitionState.LOST:
+            self._on_lost(owner)
 
     def _resolve_later(self, rounds: list[Round]) -> None:
         for planned in rounds:
-            planned.owner.state = PartitionState.RESOLVING
+            if planned.owner.state is PartitionState.OPEN:
+                planned.owner.state = PartitionState.RESOLVING
             _answer_all(planned, UNAVAILABLE)
             planned.owner.refuse_waiting(UNAVAILABLE)
         self._background.spawn(self._resolve(rounds))
@@ -178,17 +185,17 @@ class Appender:
             state = await self._renew(owner)
         except Fenced:
             owner.fence(NOT_OWNER)
-            return
         except LogLost:
-            self._lose(owner)
-            return
-        owner.epoch = state.epoch
-        if state.next_offset == planned.append.offset + 1:
-            self._settle(planned)
-        elif state.next_offset != planned.append.offset:
-            self._lose(owner)
-            return
-        owner.state = PartitionState.OPEN
+            owner.state = PartitionState.LOST
+        else:
+            owner.epoch = state.epoch
+            if state.next_offset == planned.append.offset + 1:
+                self._settle(planned)
+            elif state.next_offset != planned.append.offset:
+                owner.state = PartitionState.LOST
+            if owner.state is PartitionState.RESOLVING:
+                owner.state = PartitionState.OPEN
+        self._landed(owner)
 
     async def _renew(self, owner: OwnedPartition) -> LogState:
         attempt = 0
@@ -201,8 +208,36 @@ class Appender:
                 attempt += 1
 
 
-def _batch_id_bytes(submission: Submission) -> bytes:
-    return batch_fingerprint(submission.batch.batch_id).to_bytes(8, "little")
+def _ids_of(taken: Sequence[Submission]) -> tuple[Fingerprints, list[int]]:
+    """Of each batch its own and then its rows', and where each batch's begin."""
+    parts: list[bytes] = []
+    starts: list[int] = []
+    start = 0
+    for submission in taken:
+        batch = submission.batch
+        parts += (batch_fingerprint(batch.batch_id).to_bytes(8, "little"), batch.fingerprints)
+        starts.append(start)
+        start += 1 + batch.events
+    return np.frombuffer(b"".join(parts), "<u8"), starts
+
+
+def _not_repeated(owner: OwnedPartition, taken: Sequence[Submission]) -> list[Submission]:
+    """Those to be appended now. A batch that is in the log is answered. A copy of one that goes now waits until that
+    has its outcome: if it fails, nothing has happened that the copy could be told (NL-1)."""
+    going: list[Submission] = []
+    copies: list[Submission] = []
+    names: set[bytes] = set()
+    for submission in taken:
+        name = submission.batch.batch_id
+        if name in names:
+            copies.append(submission)
+        elif owner.window.contains(batch_fingerprint(name)):
+            submission.answer(AppendReply(REPEATED))
+        else:
+            names.add(name)
+            going.append(submission)
+    owner.waiting.extendleft(reversed(copies))
+    return going
 
 
 def _to_record_batch(submission: Submission, mask: npt.NDArray[np.bool_]) -> RecordBatch:

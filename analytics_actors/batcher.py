@@ -187,7 +187,11 @@ class Batcher:
         return self._background.failure
 
     def _reopen(self, owner: OwnedPartition) -> None:
-        if owner.state is PartitionState.OPENING:
+        if owner.state in {PartitionState.OPENING, PartitionState.FENCED}:
+            return
+        owner.state = PartitionState.LOST
+        if owner.appending:
+            # The appender calls again.
             return
         owner.state = PartitionState.OPENING
         self._background.spawn(self._reopen_one(owner))

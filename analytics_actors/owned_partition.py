@@ -92,16 +92,20 @@ class OwnedPartition:
         """Records below it that are not in memory are not in the log either: it was lost."""
         self.trimmed_below = 0
         self.writing = False
+        self.appending = False
+        """An append is under way, or its outcome is not known yet."""
         self._stored_waiters: list[tuple[int, asyncio.Future[None]]] = []
 
-    def take_waiting(self, *, max_bytes: int) -> list[Submission]:
-        """The oldest waiting batches up to a size, one at least."""
+    def take_waiting(self, *, max_bytes: int, max_plain_bytes: int) -> list[Submission]:
+        """The oldest waiting batches up to a size, in the log and as columns, one at least."""
         taken: list[Submission] = []
-        size = 0
-        while self.waiting and (not taken or size + self.waiting[0].size <= max_bytes):
-            submission = self.waiting.popleft()
-            size += submission.size
-            taken.append(submission)
+        size = plain = 0
+        while self.waiting:
+            size += self.waiting[0].size
+            plain += self.waiting[0].batch.rows.plain_bytes
+            if taken and (size > max_bytes or plain > max_plain_bytes):
+                break
+            taken.append(self.waiting.popleft())
         return taken
 
     def refuse_waiting(self, status: int) -> None:

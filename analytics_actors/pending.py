@@ -37,7 +37,7 @@ class HourCount(NamedTuple):
 class PendingRecord:
     """One record: `record` is None while only the log has it."""
 
-    __slots__ = ("appended_ms", "counts", "events", "log_bytes", "offset", "record")
+    __slots__ = ("appended_ms", "counts", "events", "log_bytes", "offset", "plain_bytes", "record")
 
     def __init__(self, offset: int, record: LogRecord, log_bytes: int) -> None:
         self.offset = offset
@@ -45,6 +45,7 @@ class PendingRecord:
         self.appended_ms = record.appended_ms
         self.counts = count_hours(record)
         self.events = sum(count.accepted for count in self.counts)
+        self.plain_bytes = record.plain_bytes
         self.record: LogRecord | None = record
 
 
@@ -112,15 +113,16 @@ class PendingRecords:
             pending.record = None
             self._count(0, 0, -pending.log_bytes)
 
-    def head(self, *, max_events: int) -> list[PendingRecord]:
-        """The oldest records with at most that many events, one at least."""
+    def head(self, *, max_events: int, max_plain_bytes: int) -> list[PendingRecord]:
+        """The oldest records with at most that many events, and bytes as columns; one at least."""
         chosen: list[PendingRecord] = []
-        events = 0
+        events = plain_bytes = 0
         for pending in self._records:
-            if chosen and events + pending.events > max_events:
+            events += pending.events
+            plain_bytes += pending.plain_bytes
+            if chosen and (events > max_events or plain_bytes > max_plain_bytes):
                 break
             chosen.append(pending)
-            events += pending.events
         return chosen
 
     def drop_below(self, offset: int) -> None:

@@ -31,6 +31,9 @@ from storage.partition_log import PartitionLog, Trim
 RETRY_PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 TRIM_INTERVAL_S = 1.0
 
+MAX_WRITE_BYTES = 64 * 1024 * 1024
+"""Of one write's columns, and a record: a log that compresses well holds gigabytes."""
+
 OtherSinks = Callable[[Sequence[int]], Awaitable[Mapping[int, int]]]
 """How far the log's other sinks are, by partition: records below are theirs already. A partition that is not named
 has none."""
@@ -186,19 +189,21 @@ class StoreSink:
 
     def _choose(self) -> list[Job]:
         now_ms = self._clock_ms()
-        if now_ms < self._retry_at_ms:
+        # A clock that was set back does not make the pause longer.
+        if 0 < self._retry_at_ms - now_ms <= RETRY_PAUSES_S[-1] * 1000:
             return []
         ready = self._ready()
         if not self._is_due(ready, now_ms):
             return []
         ready.sort(key=lambda owner: owner.pending.oldest_ms or 0)
         jobs: list[Job] = []
-        room = self._settings.max_write_events
+        room, room_bytes = self._settings.max_write_events, MAX_WRITE_BYTES
         for owner in ready:
-            if room <= 0:
+            if room <= 0 or room_bytes <= 0:
                 break
-            records = owner.pending.head(max_events=room)
+            records = owner.pending.head(max_events=room, max_plain_bytes=room_bytes)
             room -= max(1, sum(pending.events for pending in records))
+            room_bytes -= sum(pending.plain_bytes for pending in records)
             jobs.append(Job(owner, records))
         return jobs
 
@@ -208,7 +213,7 @@ class StoreSink:
         oldest_ms = min(owner.pending.oldest_ms or now_ms for owner in ready)
         return (
             sum(owner.pending.events for owner in ready) >= self._enough_events
-            or now_ms - oldest_ms >= self._settings.batch_interval_ms
+            or not 0 <= now_ms - oldest_ms < self._settings.batch_interval_ms
             or self.draining
             or any(owner.somebody_waits for owner in ready)
         )

@@ -44,7 +44,7 @@ class Unreadable:
     def holds(self, owner: OwnedPartition) -> bool:
         """Whether the partition stands before such a record, and it is not time to look again."""
         stop = self._stops.get(owner.partition)
-        return stop is not None and self._clock_ms() < stop.look_at_ms
+        return stop is not None and 0 < stop.look_at_ms - self._clock_ms() <= LOOK_AGAIN_S * 1000
 
     def doubt(self, partitions: Collection[int]) -> bool:
         """Look at each record of these partitions before it is written. False when that was done already."""

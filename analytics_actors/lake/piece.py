@@ -42,17 +42,13 @@ class HourOfEvents(NamedTuple):
     """Those of the plan that have an event of the hour."""
 
 
-def plain_bytes(record: LogRecord) -> int:
-    return sum(batch.rows.plain_bytes for batch in record.batches)
-
-
 def piece_of_records(partition: int, records: Records) -> Piece:
     """Of at least one record."""
     first, last = records[0][0], records[-1][0]
     return Piece(
         OffsetRange(partition, first, last + 1),
         records,
-        sum(plain_bytes(record) for _, record in records),
+        sum(record.plain_bytes for _, record in records),
         sum(len(batch.rows.block) for _, record in records for batch in record.batches),
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from analytics_actors.counters import Counters
-from analytics_actors.lake.piece import Piece, is_readable, piece_of_events, piece_of_records, plain_bytes
+from analytics_actors.lake.piece import Piece, is_readable, piece_of_events, piece_of_records
 from storage.errors import FormatError
 from storage.event_batch import LogRecord, decode_record
 from storage.event_columns import OFFSET_COLUMNS
@@ -120,7 +120,7 @@ def _pieces(
                     unreadable.append(partition)
                 break
             records.append((offset, record))
-            room -= plain_bytes(record)
+            room -= record.plain_bytes
         if records:
             pieces.append(piece_of_records(partition, records))
     return pieces, unreadable

@@ -17,6 +17,10 @@ from storage.metric_definitions import MetricDefinition
 from storage.window_key import WindowKey, late_mask, microseconds
 
 DAY_S = 86400
+
+MAX_PLAIN_BYTES = 64 * 1024 * 1024
+"""Of columns at once, and a record of each partition: a read of the log may hold gigabytes of what compresses well."""
+
 _US = 1_000_000
 
 DefinitionsOf = Callable[[str], Sequence[MetricDefinition]]
@@ -82,12 +86,17 @@ def decode(records: Mapping[int, Sequence[tuple[int, bytes]]]) -> Decoded:
 
 def _heads(records: Mapping[int, Sequence[tuple[int, bytes]]], unreadable: dict[int, FormatError]) -> Iterator[_Head]:
     for partition, entries in records.items():
+        room = max(1, MAX_PLAIN_BYTES // len(records))
         for offset, raw in entries:
+            if room <= 0:
+                # The next read begins here.
+                break
             try:
                 record = decode_record(raw)
             except FormatError as error:
                 unreadable[partition] = error
                 break
+            room -= record.plain_bytes
             yield _Head(partition, offset, [batch for batch in record.batches if batch.rows.block])
 
 

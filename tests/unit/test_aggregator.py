@@ -238,6 +238,22 @@ def test_a_record_that_cannot_be_read_stops_its_own_partition_only() -> None:
     in_system(test)
 
 
+def test_what_is_read_at_once_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record of each partition at a time here; what is left is read next."""
+    monkeypatch.setattr("analytics_actors.windows.prepare.MAX_PLAIN_BYTES", 1)
+
+    async def test(system: System) -> None:
+        for number in range(5):
+            await system.send("p", events(system, number, prefix=f"p{number}"))
+            await system.send("q", events(system, number, prefix=f"q{number}"))
+        await system.settle(60)
+        system.check()
+        assert system.current.observe().counters["events_counted"] == 10
+        assert system.current.observe().counters["publications"] >= 5
+
+    in_system(test)
+
+
 def test_the_windows_go_on_behind_a_record_that_was_set_aside() -> None:
     async def test(system: System) -> None:
         assert system.batcher is not None

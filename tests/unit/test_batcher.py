@@ -6,20 +6,23 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
+import numpy as np
 import pytest
 
 from analytics_actors import appender, store_sink, takeover, unreadable
-from analytics_actors.batcher import Batcher
+from analytics_actors.batcher import Batcher, wall_clock_ms
 from analytics_actors.log_repair import LogRepair
 from analytics_actors.messages import APPENDED, FULL, NOT_OWNER, REPEATED, UNAVAILABLE, AppendReply
 from analytics_actors.takeover import OFFSET_BLOCK
 from config.settings import LogSettings, Settings, StoreSettings
 from storage.copy_format import gather
+from storage.errors import Unavailable
 from storage.event_batch import EventBatch, PackedRows, decode_record, encode_record
 from storage.event_store import PartitionWrite, WriteResult
 from storage.fingerprint import partition_of
 from storage.memory_log import MemoryLog
 from storage.memory_store import MemoryStore
+from storage.partition_log import Append, LogState
 from storage.set_aside import SetAsideRecord
 from tests.unit.batches import HOUR, make_batch
 
@@ -110,6 +113,117 @@ async def test_a_batch_that_is_sent_again_is_recognised_as_a_whole(shard: Shard)
     assert await statuses(batcher, batch, batch) == [REPEATED, REPEATED]
     await eventually(lambda: shard.ledger()["stored"] == 2)
     assert shard.ledger()["received"] == 2
+
+
+@pytest.mark.parametrize("refusal", ["full", "fenced", "lost", "unavailable"])
+async def test_a_copy_of_a_batch_is_not_told_before_its_append_has_succeeded(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    """NL-1: as when a gateway gave up waiting and sends it again, and both come into one round."""
+    batcher = await shard.start()
+    log = batcher._log
+    assert isinstance(log, MemoryLog)
+    append = log.append
+
+    async def refuse(appends: Sequence[Append]) -> list[str]:
+        monkeypatch.setattr(log, "append", append)
+        if refusal == "unavailable":
+            raise Unavailable("made to fail")
+        return [refusal] * len(appends)
+
+    monkeypatch.setattr(log, "append", refuse)
+    batch = make_batch("a")
+    first, copy = await statuses(batcher, batch, batch)
+    assert first in (FULL, NOT_OWNER, UNAVAILABLE)
+    assert copy != REPEATED
+    if copy == APPENDED:
+        await eventually(lambda: shard.stored() == {"a": 1})
+
+
+async def test_rows_of_a_batch_that_was_sent_again_make_no_duplicate(shard: Shard) -> None:
+    batcher = await shard.start()
+    batch = make_batch("a", "b")
+    await batcher.append([batch])
+    # As when the record of `a` was set aside.
+    batcher._owned[batch.partition].window.remove(np.frombuffer(batch.fingerprints, np.uint64))
+    again, new = await batcher.append([batch, make_batch("a")])
+    assert (again.status, new.status, new.duplicates) == (REPEATED, APPENDED, b"")
+
+
+class GatedLog(MemoryLog):
+    """An append of unknown outcome is settled when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(owner="gated")
+        self.gate = asyncio.Event()
+
+    async def renew(self, partition: int, *, epoch: int) -> LogState:
+        await self.gate.wait()
+        return await super().renew(partition, epoch=epoch)
+
+
+async def test_a_log_that_is_lost_while_an_append_is_settled_is_taken_over_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The sink finds a record missing, and the appender the state. Two takeovers at once would fence each other."""
+    log, store = GatedLog(), MemoryStore()
+    batcher = Batcher(
+        0,
+        range(PARTITIONS),
+        log,
+        store,
+        Settings(log=SETTINGS.log, store=StoreSettings(batch_interval_ms=10, max_resident_bytes=1)),
+    )
+    await batcher.open()
+    store.fail_next(committed=False)
+    assert await statuses(batcher, make_batch("a")) == [APPENDED]
+    log.fail_next(applied=False)
+    assert await statuses(batcher, make_batch("b")) == [UNAVAILABLE]
+    log.flush_all()
+    # The sink looks for the record meanwhile.
+    await asyncio.sleep(0.1)
+    assert batcher._counters.totals["log_losses"] == 0
+    log.gate.set()
+    await eventually(lambda: batcher.observe().open_partitions == PARTITIONS)
+    assert await statuses(batcher, make_batch("c")) == [APPENDED]
+    await eventually(lambda: Counter(row["event_id"] for row in store.rows) == {"c": 1})
+    assert batcher._counters.totals["log_losses"] == 1
+    assert batcher.failure is None
+    await batcher.close()
+
+
+async def test_a_clock_that_is_set_back_stops_no_write(shard: Shard) -> None:
+    behind_ms = 0
+    batcher = Batcher(
+        0, range(PARTITIONS), shard.log, shard.store, SETTINGS, clock_ms=lambda: wall_clock_ms() - behind_ms
+    )
+    await batcher.open()
+    shard.store.fail_next(committed=False)
+    await batcher.append([make_batch("a")])
+    await asyncio.sleep(0.02)
+    behind_ms = 3_600_000
+    await batcher.append([make_batch("b")])
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1})
+    await batcher.close()
+
+
+async def test_a_write_is_bounded_in_bytes(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What compresses well is gigabytes as columns."""
+    monkeypatch.setattr(store_sink, "MAX_WRITE_BYTES", 1)
+    monkeypatch.setattr(appender, "MAX_RECORD_PLAIN_BYTES", 1)
+    sizes = []
+    write = shard.store.write
+
+    async def counted(writes: Sequence[PartitionWrite]) -> WriteResult:
+        sizes.append(sum(len(one.records) for one in writes))
+        return await write(writes)
+
+    monkeypatch.setattr(shard.store, "write", counted)
+    batcher = await shard.start()
+    await batcher.append([make_batch(f"e{n}") for n in range(5)])
+    await eventually(lambda: len(shard.stored()) == 5)
+    assert sizes == [1] * 5
+    assert batcher._counters.totals["records_appended"] == 5
 
 
 class HeldStore(MemoryStore):
@@ -543,9 +657,11 @@ class Model:
 
     async def call(self, batch: EventBatch) -> list[AppendReply]:
         assert self.current is not None
+        # Now and then the copy of a gateway that had given up comes with it.
+        copies = self.random.choice([1, 1, 1, 2])
         try:
             async with asyncio.timeout(0.2):
-                return await self.current.append([batch])
+                return (await self.current.append([batch] * copies))[-1:]
         except TimeoutError:
             return [AppendReply(UNAVAILABLE)]
 
