@@ -32,6 +32,9 @@ end
 """
 """Offset and what becomes of the record's end; all else is as it was."""
 
+NO_ROWS = bytes(20) + b"\xc4\x08" + bytes(8)
+"""The end of a block, and a digest behind it."""
+
 
 async def until(holds: Callable[[], Any], *, deadline_s: float = 60.0) -> None:
     ends = time.monotonic() + deadline_s
@@ -75,7 +78,7 @@ async def test_damaged_records_are_set_aside_and_sent_again(system: RunningSyste
         # The windows have counted them.
         await until(lambda: next_offset(windows_key) == first + 3)
         # Its rows; and all of it, so that it does not even tell whose events it has.
-        for offset, end in ((first, bytes(20)), (first + 1, bytes(length_of(valkey, log_key, first + 1)))):
+        for offset, end in ((first, NO_ROWS), (first + 1, bytes(length_of(valkey, log_key, first + 1)))):
             valkey.eval(DAMAGE, 1, log_key, str(offset), end)
         await asyncio.to_thread(system.kill, "ray::BatcherActor")
     finally:
