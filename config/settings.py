@@ -35,6 +35,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_event_bytes: Annotated[Positive, describe("largest single event, as JSON")] = 1 * MIB
     max_depth: Annotated[Positive, describe("deepest nesting of properties and context")] = 32
     max_keys: Annotated[Positive, describe("most object keys in one event")] = 1000
+    max_values: Annotated[Positive, describe("most values in one event, in its arrays and objects")] = 20_000
     max_key_chars: Annotated[Positive, describe("longest object key")] = 256
     max_string_chars: Annotated[Positive, describe("longest string inside properties and context")] = 256 * 1024
     max_event_age_s: Annotated[Seconds, describe("oldest timestamp that is taken without import")] = 30 * 86400.0

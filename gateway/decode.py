@@ -10,7 +10,8 @@ The law:
 Three ways to read lead to the same rows, each slower and more patient than the one before:
   1. `native_events`: all events at once by their type, in the native names;
   2. the type of a JSON object, then `event_fields`: all names, bad fields told apart;
-  3. `parse_leniently` and the checker, one event at a time: says what is wrong inside it.
+  3. `parse_leniently` and the checker, one event at a time: says what is wrong inside it. An event whose text has
+     more values than one may have does not come so far.
 A body that 1 and 2 do not take is cut into events (`json_split`), and they are tried on groups of those,
 so that a bad event costs its group more and the rest nothing. A body above `_WHOLE_BYTES` is cut at once: a
 hostile one grows at most 30-fold when it is decoded, and what is decoded at a time is bounded by that.
@@ -29,19 +30,37 @@ import msgspec
 
 from config.settings import GatewaySettings
 from gateway.errors import ApiError
-from gateway.event_fields import FieldReader, JsonObject, Terms, TermsOfEvents, event_id_of
+from gateway.event_fields import (
+    FieldReader,
+    JsonObject,
+    Terms,
+    TermsOfEvents,
+    event_id_of,
+    too_many_values,
+)
 from gateway.event_ids import RandomBytes, make_event_ids
 from gateway.json_checks import (
     TYPED_DEPTH,
     UNREADABLE,
     EventRefused,
+    may_have_more_values,
     may_hold_nul,
     object_type,
     parse_leniently,
+    too_deep,
 )
-from gateway.json_split import is_one_object, split_array, split_envelope, split_lines, too_many_events, why_malformed
+from gateway.json_split import (
+    is_one_object,
+    outline,
+    split_array,
+    split_envelope,
+    split_lines,
+    too_many_events,
+    why_malformed,
+)
 from gateway.native_events import NativeEvent, native_event_type, native_rows
 from gateway.rows import Decoded, Rejection, Row
+from gateway.steps import Steps, run_to_end
 
 Form = Literal["array", "envelope", "lines"]
 
@@ -113,6 +132,14 @@ class Decoder:
         self, body: bytes, *, content_type: str | None, project_id: str, now: datetime, import_old: bool
     ) -> Decoded:
         """An array, {"events": […]} or NDJSON. Raises `ApiError`: invalid_json, invalid_body, too_many_events."""
+        return run_to_end(
+            self.batch_steps(body, content_type=content_type, project_id=project_id, now=now, import_old=import_old)
+        )
+
+    def batch_steps(
+        self, body: bytes, *, content_type: str | None, project_id: str, now: datetime, import_old: bool
+    ) -> Steps[Decoded]:
+        """As `batch`, with a pause before whatever may take long: a body of 1 MiB, or one event on the third way."""
         body = _without_mark(body)
         terms = self._terms.at(now, project_id=project_id, import_old=import_old)
         form = _form_of(body, content_type)
@@ -120,8 +147,12 @@ class Decoder:
             outcomes = self._whole(form, body, terms)
             if outcomes is not None:
                 return self._decoded(outcomes, terms)
-        pieces = self._pieces(form, body)
-        return self._decoded([outcome for group in _groups(pieces) for outcome in self._group(group, terms)], terms)
+            yield 0
+        decoded: list[Outcome] = []
+        for group in _groups(self._pieces(form, body)):
+            yield 0
+            decoded += yield from self._group(group, terms)
+        return self._decoded(decoded, terms)
 
     def _whole(self, form: Form, body: bytes, terms: Terms) -> Sequence[Outcome] | None:
         """None when the body cannot be read as a whole."""
@@ -133,12 +164,16 @@ class Decoder:
         split = {"array": split_array, "envelope": split_envelope, "lines": split_lines}[form]
         return split(body, max_events=self._limits.max_events_per_request)
 
-    def _group(self, pieces: list[bytes], terms: Terms) -> Sequence[Outcome]:
+    def _group(self, pieces: list[bytes], terms: Terms) -> Steps[Sequence[Outcome]]:
         if max(map(len, pieces)) <= self._limits.max_event_bytes and not any(map(may_hold_nul, pieces)):
             outcomes = self._outcomes(lambda: self._native.each(pieces), lambda: self._plain.each(pieces), terms)
             if outcomes is not None:
                 return outcomes
-        return [self._one(piece, terms) for piece in pieces]
+        alone: list[Outcome] = []
+        for piece in pieces:
+            yield 0
+            alone.append(self._one(piece, terms))
+        return alone
 
     def _outcomes(
         self,
@@ -153,7 +188,7 @@ class Decoder:
             pass  # the second way takes more
         else:
             self._check_count(events)
-            rows = native_rows(events, terms, max_keys=self._limits.max_keys)
+            rows = native_rows(events, terms, self._limits)
             if rows is not None:
                 return rows
         try:
@@ -173,10 +208,20 @@ class Decoder:
             if outcomes is not None:
                 return outcomes[0]
         try:
+            self._check_outline(piece)
             event = parse_leniently(piece)
         except EventRefused as refused:
             return Refused(refused.rejection(), None)
         return self._outcome(event, terms, checked=False)
+
+    def _check_outline(self, piece: bytes) -> None:
+        """Raises `EventRefused` for what would take long to walk over."""
+        if not may_have_more_values(piece, self._limits.max_values):
+            return
+        values, depth = outline(piece)
+        if values > self._limits.max_values:
+            # Brackets that open without end are values of each other: what is wrong with them is the depth.
+            raise too_deep() if depth > self._limits.max_depth + 1 else too_many_values(values, self._limits.max_values)
 
     def _outcome(self, event: object, terms: Terms, *, checked: bool) -> Outcome:
         try:

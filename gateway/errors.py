@@ -102,6 +102,7 @@ EVENT_ERRORS = {
     "event_too_large": ErrorKind(413, "The event is larger than the limit.", "Send less in properties."),
     "too_deep": ErrorKind(422, "The event is nested more deeply than the limit.", "Flatten the properties."),
     "too_many_keys": ErrorKind(422, "The event has more keys than the limit.", "Use an array in place of keys."),
+    "too_many_values": ErrorKind(422, "The event has more values than the limit.", "Send them in several events."),
     "key_too_long": ErrorKind(422, "A key is longer than the limit.", "Put long text into values, not into keys."),
     "string_too_long": ErrorKind(422, "A string is longer than the limit.", "Shorten it."),
     "nul_character": ErrorKind(422, "A text has the character U+0000, which cannot be stored.", "Remove it."),

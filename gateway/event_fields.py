@@ -21,8 +21,10 @@ from gateway.json_checks import (
     check_characters,
     check_number,
     count_keys,
-    may_have_more_keys,
+    may_have_more,
+    most_values,
 )
+from gateway.json_split import outline
 from gateway.rows import Row
 
 JsonObject = dict[str, object]
@@ -80,6 +82,7 @@ class FieldReader:
 
     def __init__(self, limits: GatewaySettings) -> None:
         self._max_keys = limits.max_keys
+        self._max_values = limits.max_values
         self._checker = JsonChecker(limits)
 
     def row(self, event: object, terms: Terms, *, checked: bool) -> Row:
@@ -93,7 +96,8 @@ class FieldReader:
         context = self._context(event, checked=checked)
         encoded_properties = _encoder.encode(properties)
         encoded_context = None if context is None else _encoder.encode(context)
-        if may_have_more_keys(encoded_properties, encoded_context or b"", self._max_keys):
+        if may_have_more(encoded_properties, encoded_context or b"", self._max_keys, self._max_values):
+            self._check_values(encoded_properties, encoded_context or b"")
             self._check_keys(properties, context)
         return Row(
             event_id=_text(event, _EVENT_ID, MAX_EVENT_ID_CHARS) or "",
@@ -152,6 +156,16 @@ class FieldReader:
         if keys > self._max_keys:
             message = f"The event has {keys} keys; send at most {self._max_keys}."
             raise EventRefused("too_many_keys", message)
+
+    def _check_values(self, properties: bytes, context: bytes) -> None:
+        if most_values(properties) + most_values(context) > self._max_values:
+            values = outline(properties).values + outline(context).values
+            if values > self._max_values:
+                raise too_many_values(values, self._max_values)
+
+
+def too_many_values(values: int, max_values: int) -> EventRefused:
+    return EventRefused("too_many_values", f"The event has {values} values; send at most {max_values}.")
 
 
 def event_id_of(event: object) -> str | None:

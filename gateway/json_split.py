@@ -8,12 +8,17 @@ time and memory stay bounded for any body (measured: 3 to 6 ns a byte, whatever 
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from gateway.errors import ApiError
 from gateway.json_checks import UNREADABLE
+
+Bytes = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 
 _CHUNK_BYTES = 256 * 1024
 _WHITESPACE = b" \t\r\n"
@@ -26,6 +31,29 @@ _CLOSING = {b"[": b"]", b"{": b"}"}
 _MAX_ENVELOPE_KEYS = 1000
 _member = re.compile(rb'\s*+("(?:[^"\\]++|\\.)*+")\s*+:', re.DOTALL).match
 _any_json = msgspec.json.Decoder(msgspec.Raw)
+
+
+class Outline(NamedTuple):
+    """What the brackets and commas of a text say, whatever stands between them."""
+
+    values: int
+    """In all arrays and objects; an empty one counts as if it had one."""
+    depth: int
+
+
+def outline(text: bytes) -> Outline:
+    """Of JSON, or of what begins as JSON: then at least what it has up to the fault."""
+    values = depth = deepest = 0
+    in_string = np.uint8(0)
+    masked = _without_escapes(text)
+    for start in range(0, len(masked), _CHUNK_BYTES):
+        chunk, outside, in_string = _chunk_outside_strings(masked, start, in_string)
+        opens, closes = _brackets(chunk, outside)
+        depths = np.cumsum(opens.view(np.int8) - closes.view(np.int8), dtype=np.int64) + depth
+        values += int(np.count_nonzero(opens)) + int(np.count_nonzero((chunk == _COMMA) & outside))
+        deepest = max(deepest, int(depths.max()))
+        depth = int(depths[-1])
+    return Outline(values, deepest)
 
 
 def split_lines(body: bytes, *, max_events: int) -> list[bytes]:
@@ -108,21 +136,29 @@ def _outer_commas(body: bytes) -> Iterator[list[int]]:
     depth = 0
     in_string = np.uint8(0)
     for start in range(0, len(masked), _CHUNK_BYTES):
-        chunk = np.frombuffer(masked, np.uint8, min(_CHUNK_BYTES, len(masked) - start), start)
-        quoted = np.bitwise_xor.accumulate((chunk == _QUOTE).view(np.uint8)) ^ in_string
-        outside = quoted == 0
-        brackets = chunk & _BRACKET_MASK
-        opens = (brackets == _OPEN) & outside
-        closes = (brackets == _CLOSE) & outside
+        chunk, outside, in_string = _chunk_outside_strings(masked, start, in_string)
+        opens, closes = _brackets(chunk, outside)
         depths = np.cumsum(opens.view(np.int8) - closes.view(np.int8), dtype=np.int64) + depth
         closed = np.flatnonzero(closes & (depths <= 0))
         if closed.size and start + closed[0] != len(body) - 1:
             raise _malformed(body)
         yield (np.flatnonzero((chunk == _COMMA) & outside & (depths == 1)) + start).tolist()
         depth = int(depths[-1])
-        in_string = quoted[-1]
     if depth != 0 or in_string:
         raise _malformed(body)
+
+
+def _chunk_outside_strings(masked: bytes, start: int, in_string: np.uint8) -> tuple[Bytes, Mask, np.uint8]:
+    """The chunk that begins at `start`, which of its bytes are in no string, and whether it ends within one (1)."""
+    chunk = np.frombuffer(masked, np.uint8, min(_CHUNK_BYTES, len(masked) - start), start)
+    quoted = np.bitwise_xor.accumulate((chunk == _QUOTE).view(np.uint8)) ^ in_string
+    return chunk, quoted == 0, quoted[-1]
+
+
+def _brackets(chunk: Bytes, outside: Mask) -> tuple[Mask, Mask]:
+    """Where brackets of either kind open, and where they close."""
+    brackets = chunk & _BRACKET_MASK
+    return (brackets == _OPEN) & outside, (brackets == _CLOSE) & outside
 
 
 def _without_escapes(body: bytes) -> bytes:

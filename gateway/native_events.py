@@ -22,7 +22,7 @@ from gateway.event_fields import (
     is_address,
 )
 from gateway.event_times import read_time
-from gateway.json_checks import TYPED_DEPTH, may_have_more_keys, object_type
+from gateway.json_checks import TYPED_DEPTH, may_have_more, object_type
 from gateway.rows import Row
 
 Checked = TypeVar("Checked")
@@ -56,7 +56,7 @@ def native_event_type(limits: GatewaySettings) -> Any:
     return generic[object_type(limits, depth=min(limits.max_depth, TYPED_DEPTH))]
 
 
-def native_rows(events: list[NativeEvent[JsonObject]], terms: Terms, *, max_keys: int) -> list[Row] | None:
+def native_rows(events: list[NativeEvent[JsonObject]], terms: Terms, limits: GatewaySettings) -> list[Row] | None:
     """A row for each event, or None when one of them needs a closer look. Missing ids are left empty."""
     if not {event.project_id for event in events} <= {None, terms.project_id}:
         return None
@@ -65,7 +65,7 @@ def native_rows(events: list[NativeEvent[JsonObject]], terms: Terms, *, max_keys
         return None
     properties = _encoded([event.properties or _NO_PROPERTIES for event in events])
     contexts = _encoded([event.context for event in events])
-    if any(map(may_have_more_keys, properties, contexts, repeat(max_keys))):
+    if any(map(may_have_more, properties, contexts, repeat(limits.max_keys), repeat(limits.max_values))):
         return None
     return [
         Row(

@@ -44,6 +44,9 @@ BAD = [
     (b'{"eventType":"a","properties":{"' + b"k" * 257 + b'":1}}', "key_too_long", "/properties/" + "k" * 64 + "…"),
     (b'{"eventType":"a","properties":{"x":"' + b"s" * 262_145 + b'"}}', "string_too_long", "/properties/x"),
     (b'{"eventType":"a","properties":{' + b",".join(b'"%d":0' % n for n in range(1001)) + b"}}", "too_many_keys", ""),
+    (b'{"eventType":"a","properties":{"x":[' + b"1," * 20_000 + b"1]}}", "too_many_values", ""),
+    (b'{"eventType":"a","properties":{"x":[' + b"1," * 20_000 + b'"\\u0000"]}}', "too_many_values", ""),
+    (b'{"eventType":"a","context":{"x":[' + b"[[[[[[[[[]]]]]]]]]," * 3000 + b"1]}}", "too_many_values", ""),
     (b'{"eventType":"a","properties":{"x":"' + b"s" * 1_048_576 + b'"}}', "event_too_large", ""),
     (b'{"eventType":"a","properties":[]}', "invalid_field", "/properties"),
     (b'{"eventType":"a","properties":"{}"}', "invalid_field", "/properties"),
@@ -281,6 +284,30 @@ def test_limits(type_name: str, event: dict[str, object], code: str | None, poin
     else:
         rejection = rejection_of(event, limits=SMALL)
         assert (rejection.code, rejection.pointer) == (code, pointer)
+
+
+@pytest.mark.parametrize("type_name", ["eventType", "event_type"])
+@pytest.mark.parametrize(
+    ("values", "fits"),
+    [
+        (["1"] * 18, True),
+        (["1"] * 19, False),
+        (["[]"] * 8 + ["1"], True),
+        (["[]"] * 9 + ["1"], False),
+        (['"' + ",[{" * 30 + '\\\\"', '",\\","', *["1"] * 15], True),
+        (["[[[[[[[[[1]]]]]]]]]", *["1"] * 5], True),
+        (["[[[[[[[[[1]]]]]]]]]", *["1"] * 8], False),
+        (["1"] * 14 + ['"\\u0000,,,,,"'], None),
+        (["1"] * 18 + ['"\\u0000"'], False),
+    ],
+)
+def test_the_values_of_an_event_are_counted(type_name: str, values: list[str], fits: bool | None) -> None:
+    """`x` and `c` are values too, and so are the event's own two or three where it is counted before it is read."""
+    limits = GatewaySettings(max_values=20)
+    text = '{"%s":"a","properties":{"x":[%s]},"context":{"c":1}}' % (type_name, ",".join(values))
+    for decoded in (single(text.encode(), limits=limits), batch(f"[{text}]".encode(), limits=limits)):
+        code = decoded.rejections[0].code if decoded.rejections else None
+        assert code == {True: None, False: "too_many_values", None: "nul_character"}[fits]
 
 
 def test_the_size_of_an_event_is_that_of_its_text() -> None:
