@@ -46,6 +46,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stored_deadline_s: Annotated[Seconds, describe("longest wait of ?ack=stored")] = 10.0
     query_deadline_s: Annotated[Seconds, describe("longest database query of a read route")] = 10.0
     max_concurrent_queries: Annotated[Positive, describe("read queries at once per worker; more get 503")] = 16
+    decode_deadline_s: Annotated[
+        Seconds, describe("a large request is inflated, and decoded, within this time or gets 503")
+    ] = 10.0
     header_deadline_s: Annotated[Seconds, describe("a request's headers must be complete by then")] = 10.0
     body_deadline_s: Annotated[Seconds, describe("a request's body must be complete by then")] = 30.0
     max_header_bytes: Annotated[Positive, describe("largest request line and headers together")] = 16 * 1024

@@ -1,4 +1,7 @@
-"""Reading a request's body: capped while it streams, and within a budget for all requests of the worker."""
+"""Reading a request's body: capped while it streams, and within a budget for all requests of the worker.
+
+What a body inflates to is of the same budget: a kilobyte may become two hundred.
+"""
 
 from starlette.types import Receive
 
@@ -10,18 +13,19 @@ class ClientGone(Exception):
 
 
 class BodyBudget:
-    """Bytes of request bodies that a worker holds at once (BP-1): what does not fit is shed, not queued.
+    """Bytes of request bodies, as sent and inflated, that a worker holds at once (BP-1): what does not fit is shed,
+    not queued.
 
-    A single body may always be held, so that a budget below the body limit still lets requests pass.
+    A single request may always hold its body, so that a budget below the body limit still lets requests pass.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self.held_bytes = 0
 
-    def take(self, count: int) -> None:
-        """Raises `ApiError` overloaded when there is no room."""
-        if self.held_bytes and self.held_bytes + count > self._max_bytes:
+    def take(self, count: int, *, own: int = 0) -> None:
+        """`own` is what the same request holds already. Raises `ApiError` overloaded when there is no room."""
+        if self.held_bytes > own and self.held_bytes + count > self._max_bytes:
             raise ApiError("overloaded", "This worker holds as many bytes of requests as it may.")
         self.held_bytes += count
 
@@ -62,9 +66,13 @@ class BodyReader:
         chunk: bytes = message.get("body", b"")
         if self._held + len(chunk) > self._max_bytes:
             raise self._too_large()
-        self._budget.take(len(chunk))
-        self._held += len(chunk)
+        self.take(len(chunk))
         return chunk, message.get("more_body", False)
+
+    def take(self, count: int) -> None:
+        """Holds more bytes for this request. Raises `ApiError` overloaded."""
+        self._budget.take(count, own=self._held)
+        self._held += count
 
     def _too_large(self) -> ApiError:
         return ApiError("body_too_large", f"The body is larger than {self._max_bytes} bytes.")

@@ -2,7 +2,8 @@
 
 Every format is inflated in steps whose output is bounded (`_STEP_BYTES`; for zstd, which cannot be asked
 for that, by the size of its input), and the sum is checked after each: a bomb is stopped where it passes
-the cap. The cap is the smaller of `max_bytes` and `MAX_RATIO` times what was sent.
+the cap. The cap is the smaller of `max_bytes` and `MAX_RATIO` times what was sent. After each step there is a
+pause, in which the caller may refuse what has come of it.
 """
 
 import zlib
@@ -12,6 +13,7 @@ import brotli
 import zstandard
 
 from gateway.errors import ApiError
+from gateway.steps import Steps, run_to_end
 
 MIB = 1024 * 1024
 
@@ -37,6 +39,11 @@ def inflate(body: bytes, content_encoding: str | None, *, max_bytes: int) -> byt
     A body without a Content-Encoding that begins as gzip does is taken for gzip: some clients forget the
     header, and no JSON begins so.
     """
+    return run_to_end(inflate_steps(body, content_encoding, max_bytes=max_bytes))
+
+
+def inflate_steps(body: bytes, content_encoding: str | None, *, max_bytes: int) -> Steps[bytes]:
+    """As `inflate`, with a pause after each piece. A body that is plain already adds nothing and has no pause."""
     encoding = _encoding_of(content_encoding)
     if encoding == "identity":
         if not body.startswith(GZIP_MAGIC):
@@ -46,7 +53,7 @@ def inflate(body: bytes, content_encoding: str | None, *, max_bytes: int) -> byt
         encoding = "gzip"
     steps = _STEPS[encoding](memoryview(body))
     try:
-        return _collect(steps, cap_bytes=min(max_bytes, max(MIB, MAX_RATIO * len(body))))
+        return (yield from _collect(steps, cap_bytes=min(max_bytes, max(MIB, MAX_RATIO * len(body)))))
     except (zlib.error, brotli.error, zstandard.ZstdError) as error:
         raise _failed(encoding, str(error)) from error
 
@@ -63,7 +70,7 @@ def _encoding_of(header: str | None) -> str:
     return applied[0]
 
 
-def _collect(steps: Iterator[bytes], *, cap_bytes: int) -> bytes:
+def _collect(steps: Iterator[bytes], *, cap_bytes: int) -> Steps[bytes]:
     pieces: list[bytes] = []
     total = 0
     for piece in steps:
@@ -71,6 +78,7 @@ def _collect(steps: Iterator[bytes], *, cap_bytes: int) -> bytes:
         if total > cap_bytes:
             raise _too_large(cap_bytes)
         pieces.append(piece)
+        yield len(piece)
     return b"".join(pieces)
 
 

@@ -18,6 +18,7 @@ from gateway.metric_stream import MetricStreams
 from gateway.metrics import Metrics
 from gateway.rows import Decoded, Ingest
 from gateway.sql_queries import SqlAnswer
+from gateway.steps import Steps
 from storage.batch_jobs import BatchJobs
 from storage.destinations import Destinations, OpenPlace
 from storage.event_queries import DeadLetter, EventPage, Order, StoredEvent
@@ -49,9 +50,9 @@ class Keys(Protocol):
 class EventDecoder(Protocol):
     def single(self, body: bytes, *, project_id: str, now: datetime, import_old: bool) -> Decoded: ...
 
-    def batch(
+    def batch_steps(
         self, body: bytes, *, content_type: str | None, project_id: str, now: datetime, import_old: bool
-    ) -> Decoded: ...
+    ) -> Steps[Decoded]: ...
 
 
 class PendingHour(NamedTuple):

@@ -1,8 +1,11 @@
 """The write routes: an outcome for every event, and every refusal by the error table."""
 
+import asyncio
 import base64
 import gzip
 import json
+import random
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -13,9 +16,9 @@ from hypothesis import strategies as st
 from config.settings import GatewaySettings
 from gateway.errors import ApiError
 from gateway.routes.write_events import Taken, batch_body
-from gateway.rows import Decoded, Rejection
+from gateway.rows import Decoded, Receipt, Rejection, Row
 from storage.errors import SpoolFull
-from tests.unit.fake_services import System, bearer
+from tests.unit.fake_services import FakeIngest, System, bearer
 
 EVENT = {"eventId": "e1", "eventType": "signup", "userId": "u1"}
 
@@ -233,6 +236,73 @@ async def test_budget_is_given_back_after_failures() -> None:
     async with system.client("write") as client:
         for _ in range(20):
             check_error(await client.post("/v1/events", content=b"[" * 90), 400, "invalid_json")
+        assert (await client.post("/v1/events", json=EVENT)).status_code == 202
+
+
+class Held(FakeIngest):
+    """Nothing is safe before it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = asyncio.Event()
+        self.reached = asyncio.Event()
+
+    async def submit(self, project_id: str, rows: list[Row], *, rejected: int, received_at: datetime) -> Receipt:
+        self.reached.set()
+        await self.let_go.wait()
+        return await super().submit(project_id, rows, rejected=rejected, received_at=received_at)
+
+
+GZIP = {"content-encoding": "gzip"}
+
+
+def blank(size: int) -> bytes:
+    """A batch of one event that inflates to this size and a little."""
+    mixed = random.Random(1).randbytes(size // 10).translate(b" \t" * 128)  # else it would pass for a bomb
+    return gzip.compress(b'[{"eventType":"x"' + mixed + b" " * (size - len(mixed)) + b"}]")
+
+
+@pytest.mark.parametrize("size", [300_000, 3_000_000])
+async def test_what_a_body_inflates_to_is_of_the_budget(size: int) -> None:
+    """On the loop and in the thread; alone it may always be held."""
+    ingest = Held()
+    system = System(settings=GatewaySettings(max_inflight_bytes=2 * size - 1, max_event_bytes=4_000_000), ingest=ingest)
+    async with system.client("write") as client:
+        first = asyncio.create_task(client.post("/v1/events/batch", content=blank(size), headers=GZIP))
+        await ingest.reached.wait()
+        check_error(await client.post("/v1/events/batch", content=blank(size), headers=GZIP), 503, "overloaded")
+        ingest.let_go.set()
+        assert (await first).json()["accepted"] == 1
+        for fits in (1, 3):
+            answer = await client.post("/v1/events/batch", content=blank(fits * size), headers=GZIP)
+            assert answer.status_code == 202
+
+
+SLOW = b'{"eventType":"slow","properties":{"a":[%b0]}}' % (b"[[[[[[[[[0]]]]]]]]]," * 900)
+"""An event that is walked over, which takes some milliseconds."""
+
+
+async def test_a_slow_request_does_not_keep_the_thread_from_others() -> None:
+    slow = b"[" + b",".join([SLOW] * 150) + b"]"
+    large = [{"eventType": "x", "properties": {"text": "a" * 1000}} for _ in range(2000)]
+    done = []
+    async with System().client("write") as client:
+
+        async def post(name: str, content: bytes) -> None:
+            assert (await client.post("/v1/events/batch", content=content)).status_code == 202
+            done.append(name)
+
+        await asyncio.gather(post("slow", slow), post("large", json.dumps(large).encode()))
+    assert done == ["large", "slow"]
+
+
+@pytest.mark.parametrize("route", ["/v1/events", "/v1/events/batch"])
+async def test_what_cannot_be_decoded_in_time_is_shed(route: str) -> None:
+    slow = SLOW.replace(b"]}}", b',"%b"]}}' % (b"a" * 70_000))
+    if route == "/v1/events/batch":
+        slow = b"[" + b",".join([slow] * 20) + b"]"
+    async with System(settings=GatewaySettings(decode_deadline_s=0.0001)).client("write") as client:
+        check_error(await client.post(route, content=slow), 503, "overloaded")
         assert (await client.post("/v1/events", json=EVENT)).status_code == 202
 
 

@@ -304,7 +304,7 @@ def test_limits(type_name: str, event: dict[str, object], code: str | None, poin
 def test_the_values_of_an_event_are_counted(type_name: str, values: list[str], fits: bool | None) -> None:
     """`x` and `c` are values too, and so are the event's own two or three where it is counted before it is read."""
     limits = GatewaySettings(max_values=20)
-    text = '{"%s":"a","properties":{"x":[%s]},"context":{"c":1}}' % (type_name, ",".join(values))
+    text = f'{{"{type_name}":"a","properties":{{"x":[{",".join(values)}]}},"context":{{"c":1}}}}'
     for decoded in (single(text.encode(), limits=limits), batch(f"[{text}]".encode(), limits=limits)):
         code = decoded.rejections[0].code if decoded.rejections else None
         assert code == {True: None, False: "too_many_values", None: "nul_character"}[fits]
