@@ -141,7 +141,7 @@ def to_route(endpoint: Endpoint, services: Services, gate: QueryGate, budget: Bo
             request.scope[KEY] = key
             check_access(endpoint.access, key)
             query = _convert_query(parameters, endpoint.query)
-            body = None if endpoint.body is None else await _read_body(request, endpoint.body, budget)
+            body = None if endpoint.body is None else await _read_body(request, endpoint.body, budget, key)
             return await endpoint.handler(Call(services, request, key, query, body))
 
     return Route(endpoint.path, handle, methods=[endpoint.method])
@@ -184,11 +184,11 @@ def _is_within_years(time: datetime) -> bool:
     return True
 
 
-async def _read_body(request: Request, to: Any, budget: BodyBudget) -> Any:
+async def _read_body(request: Request, to: Any, budget: BodyBudget, key: KeyInfo) -> Any:
     reader = BodyReader(budget, max_bytes=MAX_ADMIN_BODY_BYTES)
     try:
         reader.check_announced(request.scope[HEADERS].get(b"content-length"))
-        raw = await reader.read(request.receive)
+        raw = await reader.read(request.receive, key.project_id)
         return msgspec.json.decode(raw, type=to)
     except msgspec.ValidationError as error:
         message, pointer = _explain(error)

@@ -197,7 +197,7 @@ class WriteRoutes:
         project_id = key.project_id
         assert project_id is not None
         try:
-            body = await reader.read(receive)
+            body = await reader.read(receive, project_id)
             now = self._now()
             plain = await self._inflate(body, headers.get(b"content-encoding"), reader)
             self._services.metrics.body(len(body), len(plain))

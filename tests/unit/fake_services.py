@@ -64,6 +64,7 @@ KEYS = {
     "read": KeyInfo("shop", "read", "r1"),
     "import": KeyInfo("shop", "import", "i1"),
     "admin": KeyInfo("shop", "admin", "a1"),
+    "other": KeyInfo("other", "write", "w2"),
     "system": KeyInfo(None, "admin", "s1"),
 }
 

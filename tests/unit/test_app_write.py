@@ -5,6 +5,7 @@ import base64
 import gzip
 import json
 import random
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
@@ -276,6 +277,30 @@ async def test_what_a_body_inflates_to_is_of_the_budget(size: int) -> None:
         for fits in (1, 3):
             answer = await client.post("/v1/events/batch", content=blank(fits * size), headers=GZIP)
             assert answer.status_code == 202
+
+
+async def test_a_project_may_have_half_of_the_budget() -> None:
+    system = System(settings=GatewaySettings(max_inflight_bytes=10_000))
+    let_go = asyncio.Event()
+
+    async def unfinished() -> AsyncIterator[bytes]:
+        yield b" " * 4000
+        await let_go.wait()
+        yield b"[]"
+
+    async with system.client() as client:
+
+        async def post(key: str, content: bytes | AsyncIterator[bytes]) -> httpx.Response:
+            return await client.post("/v1/events/batch", content=content, headers=bearer(key))
+
+        first = asyncio.create_task(post("write", unfinished()))
+        await asyncio.sleep(0.01)
+        check_error(await post("write", b" " * 4000 + b"[]"), 503, "overloaded")
+        assert (await post("write", b" " * 900 + b"[]")).status_code == 202
+        assert (await post("other", b" " * 5900 + b"[]")).status_code == 202
+        let_go.set()
+        assert (await first).status_code == 202
+        assert (await post("write", b" " * 20_000 + b"[]")).status_code == 202
 
 
 SLOW = b'{"eventType":"slow","properties":{"a":[%b0]}}' % (b"[[[[[[[[[0]]]]]]]]]," * 900)
