@@ -90,7 +90,8 @@ class Connection(HttpToolsProtocol):
         self._deadline = math.inf
         self._stalled_until = math.inf
         self._header_bytes = 0
-        """Bytes of the current headers in chunks after the one that they began in."""
+        """Bytes of the current headers in chunks after the one that they began in. Within a body: bytes of what is
+        none of it (trailers, heads of its chunks), in chunks that had nothing of it."""
         self._chunk_bytes = 0
         self._first_chunk_bytes = 0
         """The chunk that the current headers began in; what came before them in it counts too."""
@@ -112,8 +113,11 @@ class Connection(HttpToolsProtocol):
                 self._refuse("header_too_large")
             elif self._deadline == math.inf:
                 self._deadline = self.loop.time() + self._limits.header_deadline_s
-        elif self._in_body and self._deadline == math.inf:
-            self._deadline = self.loop.time() + self._limits.body_deadline_s
+        elif self._in_body:
+            if self._header_bytes > self._limits.max_header_bytes:
+                self._refuse("header_too_large")
+            elif self._deadline == math.inf:
+                self._deadline = self.loop.time() + self._limits.body_deadline_s
 
     def _parse(self, data: bytes) -> None:
         """A wish for another protocol is passed over, as RFC 9110 lets a server do: some clients send it with every
@@ -146,6 +150,16 @@ class Connection(HttpToolsProtocol):
         self._first_chunk_bytes = self._chunk_bytes
         self._deadline = math.inf
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """As uvicorn's, without the trailers of a chunked body, which the parser hands over too: they may not be
+        taken for headers (RFC 9110, 6.5.1), and nobody here asks for them."""
+        if not self._in_headers:
+            return
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
     def on_headers_complete(self) -> None:
         self._in_headers = False
         if len(self.headers) > self._limits.max_headers or self._headers_too_large():
@@ -157,7 +171,12 @@ class Connection(HttpToolsProtocol):
             return
         super().on_headers_complete()
         self._in_body = True
+        self._header_bytes = 0
         self._deadline = math.inf
+
+    def on_body(self, body: bytes) -> None:
+        self._header_bytes = 0
+        super().on_body(body)
 
     def _headers_too_large(self) -> bool:
         limit = self._limits.max_header_bytes

@@ -1,7 +1,8 @@
 """A worker with the real server and protocol around a tiny app: `python -m tests.integration.echo_worker`.
 
 The app answers the length of the body; `/slow` says in the log that it has begun, and does so after a second;
-`/pid` answers the process id; `/early` answers without reading the body.
+`/pid` answers the process id; `/early` answers without reading the body;
+`/names` answers the names of the headers.
 """
 
 import argparse
@@ -30,6 +31,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         print("slow", flush=True)
         await asyncio.sleep(1)
     body = str(os.getpid() if scope["path"] == "/pid" else length).encode()
+    if scope["path"] == "/names":
+        body = b",".join(name for name, _ in scope["headers"])
     headers = [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

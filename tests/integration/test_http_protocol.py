@@ -264,6 +264,75 @@ def test_body_larger_than_the_header_limit_is_no_header(worker: Worker) -> None:
     assert answer.endswith(b"3000000")
 
 
+CHUNKED = b" HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize("trailer", [b"x-name: forged\r\n", b"x-name: forged\r\nx: y\r\n" * 100])
+def test_trailers_are_no_headers(worker: Worker, trailer: bytes) -> None:
+    """However the request arrives, and the next one on the connection is read as ever."""
+    head, body = b"POST /names" + CHUNKED + b"\r\n", b"5\r\nhello\r\n0\r\n" + trailer + b"\r\n"
+    with worker.connect() as client:
+        for pieces in [(head + body,), (head, body), (head + body[:13], body[13:])]:
+            for piece in pieces:
+                client.sendall(piece)
+                time.sleep(0.02)
+            assert read_answer(client) == (200, b"host,transfer-encoding")
+        client.sendall(POST + b"\r\nhello")
+        assert read_answer(client) == (200, b"5")
+
+
+@pytest.mark.parametrize("path", [b"/", b"/early"])
+@pytest.mark.parametrize(
+    ("before", "endless"),
+    [
+        (b"0\r\n", b"a:b\r\n" * 1000),
+        (b"0\r\na: ", b"x" * 5000),
+        (b"0\r\n", b"x" * 5000),
+        (b"5;", b"x" * 5000),
+    ],
+    ids=["trailers", "value", "name", "extension"],
+)
+def test_what_never_ends_within_a_body_is_refused(worker: Worker, path: bytes, before: bytes, endless: bytes) -> None:
+    sent = 0
+    with worker.connect() as client:
+        client.sendall(b"POST " + path + CHUNKED + b"\r\n" + before)
+        if path == b"/early":
+            assert read_answer(client)[0] == 200
+        try:
+            for _ in range(1000):
+                client.sendall(endless)
+                sent += len(endless)
+                time.sleep(0.001)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        answer = read_to_end(client)
+    assert answer == b"" or (path == b"/" and answer.startswith(b"HTTP/1.1 431 "))
+    assert sent < 2_500_000, "it was the deadline"
+
+
+def test_trailers_beyond_the_limit_get_431(worker: Worker) -> None:
+    with worker.connect() as client:
+        client.sendall(b"POST /" + CHUNKED + b"\r\n0\r\na: ")
+        for _ in range(2):
+            time.sleep(0.1)  # for a read of its own
+            client.sendall(b"x" * (LIMITS.max_header_bytes // 2 + 1))
+        answer = read_to_end(client)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b'"code":"header_too_large"' in answer
+
+
+@pytest.mark.parametrize("piece_bytes", [7, 1 << 20])
+def test_body_of_many_small_chunks_is_read(worker: Worker, piece_bytes: int) -> None:
+    """Its framing is many times the limit on headers, and so is what comes in pieces without a byte of the body."""
+    count = 3 * LIMITS.max_header_bytes // 10
+    request = b"POST /" + CHUNKED + CLOSE + b"\r\n" + b"1;abc=def\r\na\r\n" * count + b"0\r\nx: y\r\n\r\n"
+    with worker.connect() as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for i in range(0, len(request), piece_bytes):
+            client.sendall(request[i : i + piece_bytes])
+        assert read_to_end(client).endswith(b"\r\n\r\n%d" % count)
+
+
 def test_pipelined_requests_are_answered_in_order(worker: Worker) -> None:
     first = b"POST /slow HTTP/1.1\r\ncontent-length: 1\r\n\r\na"
     second = b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\nab"
