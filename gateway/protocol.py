@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from config.settings import GatewaySettings
@@ -96,6 +96,10 @@ class Connection(HttpToolsProtocol):
         self._first_chunk_bytes = 0
         """The chunk that the current headers began in; what came before them in it counts too."""
         self._refusal = "invalid_http"
+        self._is_refused = False
+        """Nothing more is read: the connection ends with an answer that is still owed."""
+        self._cycle_before: RequestResponseCycle | None = None
+        """Of a request that waits behind others: the one before it."""
 
     def connection_made(self, transport: BaseTransport) -> None:
         self._joining = JoiningTransport(cast(Transport, transport))
@@ -105,6 +109,9 @@ class Connection(HttpToolsProtocol):
             self._refuse("overloaded")
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            self.flow.pause_reading()  # the app resumes it when it reads the body of its request
+            return
         self._chunk_bytes = len(data)
         self._header_bytes += len(data)
         self._parse(data)
@@ -169,7 +176,10 @@ class Connection(HttpToolsProtocol):
             if self.parser.get_method() == b"CONNECT":
                 raise _Refused
             return
+        before = self.cycle
         super().on_headers_complete()
+        if self.pipeline:
+            self._cycle_before = before
         self._in_body = True
         self._header_bytes = 0
         self._deadline = math.inf
@@ -233,14 +243,22 @@ class Connection(HttpToolsProtocol):
         An answer that is still owed to an earlier request of the connection goes first: the bad request then
         gets none, and the connection ends after the earlier one.
         """
+        if self._in_body and self.pipeline:
+            # The bad request is the last of those that wait, and was not begun.
+            self.pipeline.popleft()
+            assert self._cycle_before is not None
+            self.cycle = self._cycle_before
+            self._in_body = False
         cycle = self.cycle
         if self._in_body:
-            if not cycle.response_started and not self.pipeline:
+            if not cycle.response_started:
                 self.transport.write(_refusal(code))
             cycle.disconnected = True
             cycle.message_event.set()
         elif cycle is not None and not cycle.response_complete:
             cycle.keep_alive = False
+            self._is_refused = True
+            self._deadline = math.inf
             self.flow.pause_reading()
             return
         else:

@@ -2,7 +2,7 @@
 
 The app answers the length of the body; `/slow` says in the log that it has begun, and does so after a second;
 `/pid` answers the process id; `/early` answers without reading the body;
-`/names` answers the names of the headers.
+`/late` reads it after half a second; `/names` answers the names of the headers.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from gateway.server import serve
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     length = 0
     more = scope["path"] != "/early"
+    if scope["path"] == "/late":
+        await asyncio.sleep(0.5)
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":

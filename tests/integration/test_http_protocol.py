@@ -348,6 +348,32 @@ def test_bad_request_behind_a_good_one_does_not_take_its_answer(worker: Worker) 
     assert answer.count(b"HTTP/1.1") == 1
 
 
+MALFORMED = b"POST /" + CHUNKED + b"\r\nZZ\r\n"
+ENDLESS = b"POST /" + CHUNKED + b"\r\n5;" + b"x" * 500_000
+UNFINISHED = b"POST /" + CHUNKED + b"\r\n5\r\nhel"
+
+
+@pytest.mark.parametrize("bad", [MALFORMED, ENDLESS, UNFINISHED], ids=["malformed", "endless", "unfinished"])
+@pytest.mark.parametrize("good", [1, 2, 3])
+def test_bad_body_behind_good_requests_does_not_take_their_answers(worker: Worker, good: int, bad: bytes) -> None:
+    first = b"POST /slow HTTP/1.1\r\ncontent-length: 1\r\n\r\na"
+    answer = worker.exchange(first + (POST + b"\r\nhello") * (good - 1) + bad)
+    heads = answer.split(b"HTTP/1.1 ")[1:]
+    assert [head[:3] for head in heads[:good]] == [b"200"] * good
+    assert [head[-1:] for head in heads[:good]] == [b"1", b"5", b"5"][:good]
+
+
+def test_good_request_gets_nothing_of_the_bad_one_behind_it(worker: Worker) -> None:
+    """The first reads its body late, by when the second one's has a fault and more has come."""
+    with worker.connect() as client:
+        client.sendall(b"POST /late HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello" + MALFORMED)
+        time.sleep(0.1)
+        client.sendall(b"5\r\nworld\r\n0\r\n\r\n" + POST + b"\r\nhello")
+        answer = read_to_end(client)
+    assert answer.count(b"HTTP/1.1") == 1
+    assert answer.endswith(b"\r\n\r\n5")
+
+
 def test_content_length_with_transfer_encoding_is_refused(worker: Worker) -> None:
     smuggled = b"transfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /pid HTTP/1.1\r\n\r\n"
     answer = worker.exchange(POST + smuggled)
