@@ -155,6 +155,9 @@ def _convert_query(parameters: Mapping[str, str], to: type[msgspec.Struct]) -> m
     except msgspec.ValidationError as error:
         message, pointer = _explain(error)
         raise ApiError("invalid_parameter", message, pointer=pointer) from error
+    except ValueError as error:
+        # A number of seconds beyond the year 9999. Of what parameter, msgspec does not say.
+        raise ApiError("invalid_parameter", f"A time is outside the years 1 to 9999: {error}.") from error
     _refuse_times_beyond_years(query)
     return query
 
@@ -193,7 +196,7 @@ async def _read_body(request: Request, to: Any, budget: BodyBudget, key: KeyInfo
     except msgspec.ValidationError as error:
         message, pointer = _explain(error)
         raise ApiError("invalid_body", message, pointer=pointer) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError("invalid_json", f"This is not valid JSON: {error}.") from error
     finally:
         reader.release()

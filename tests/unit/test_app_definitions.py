@@ -142,6 +142,12 @@ async def test_metrics_of_a_project_are_bounded(monkeypatch: pytest.MonkeyPatch)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_body")
 
 
+async def test_what_is_nested_too_deeply_is_refused() -> None:
+    async with System().client("admin") as client:
+        answer = await client.post(ROUTE, content=b'{"patterns":' + b'{"a":' * 5000)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_json")
+
+
 async def test_who_may() -> None:
     for key in ("write", "import"):
         async with System().client(key) as client:

@@ -41,6 +41,8 @@ async def test_filters_are_handed_on() -> None:
         ("cursor=nonsense", "/cursor"),
         ("startTime=yesterday", "/startTime"),
         ("startTime=2026-01-01T00:00:00", "/startTime"),
+        ("startTime=253402300800", None),
+        ("endTime=253402300799.9999999", None),
         ("limit=1001", "/limit"),
         ("order=oldest", "/order"),
         ("startime=2026-01-01T00:00:00Z", None),
