@@ -19,6 +19,7 @@ from gateway.credentials import KEY_PARAMETERS, find_key, parse_query
 from gateway.errors import ApiError
 from gateway.query_gate import QueryGate
 from gateway.services import KeyInfo, Services
+from storage.registry import PROJECT_ID
 
 Access = Literal["open", "write", "read", "admin", "system"]
 """Who may call: everybody; write, import and admin keys; read and admin keys; admin keys; the admin key that is
@@ -70,10 +71,13 @@ class Call:
         return project_id
 
     def optional_project(self, named: str | None) -> str | None:
-        """As `project`; None, meaning all projects, when the system's admin key names none."""
+        """As `project`; None, meaning all projects, when the system's admin key names none. What cannot be the id of
+        a project is none that there is: no store is asked for it, as some would fail."""
         own = self.caller.project_id
         if own is not None and named is not None and named != own:
             raise ApiError("project_mismatch", "The key belongs to another project.", pointer="/projectId")
+        if own is None and named is not None and PROJECT_ID.fullmatch(named) is None:
+            raise ApiError("not_found", "There is no project of this id.", pointer="/projectId")
         return named if own is None else own
 
 

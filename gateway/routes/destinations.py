@@ -99,7 +99,7 @@ class RemovedDestination(msgspec.Struct, rename="camel"):
 
 async def create_destination(call: Call) -> Answer:
     wanted: NewDestination = call.body
-    owner, owner_id = _owner(wanted)
+    owner, owner_id = _owner(wanted, call.optional_project(wanted.project_id))
     destination = Destination(
         destination_id=f"d-{secrets.token_hex(6)}",
         owner=owner,
@@ -117,8 +117,8 @@ async def create_destination(call: Call) -> Answer:
     return json_answer(await _view(call, destination), status=201)
 
 
-def _owner(wanted: NewDestination) -> tuple[Owner, str]:
-    if wanted.project_id is not None and wanted.client_id is not None:
+def _owner(wanted: NewDestination, project_id: str | None) -> tuple[Owner, str]:
+    if project_id is not None and wanted.client_id is not None:
         raise ApiError("invalid_body", "A destination is of a project or of a client.", pointer="/clientId")
     if wanted.client_id is not None:
         try:
@@ -126,7 +126,7 @@ def _owner(wanted: NewDestination) -> tuple[Owner, str]:
         except ValueError as error:
             raise ApiError("invalid_body", f"{error}.", pointer="/clientId") from error
         return "client", wanted.client_id
-    return ("all", "") if wanted.project_id is None else ("project", wanted.project_id)
+    return ("all", "") if project_id is None else ("project", project_id)
 
 
 def _since(text: str) -> Since:

@@ -200,7 +200,7 @@ ENDPOINTS = [
         access="read",
         query=ExportsQuery,
         answers={200: Exports},
-        errors=("invalid_parameter", "project_mismatch"),
+        errors=("invalid_parameter", "project_mismatch", "not_found"),
         handler=list_exports,
     ),
     Endpoint(
@@ -210,7 +210,7 @@ ENDPOINTS = [
         access="read",
         query=VolumesQuery,
         answers={200: Volumes},
-        errors=("invalid_parameter", "project_mismatch"),
+        errors=("invalid_parameter", "project_mismatch", "not_found"),
         handler=list_volumes,
     ),
 ]

@@ -94,7 +94,7 @@ ENDPOINTS = [
         access="admin",
         query=KeysQuery,
         answers={200: Keys},
-        errors=("invalid_parameter", "project_mismatch"),
+        errors=("invalid_parameter", "project_mismatch", "not_found"),
         handler=list_keys,
     ),
     Endpoint(

@@ -135,7 +135,7 @@ ENDPOINTS = [
         access="read",
         query=LedgerQuery,
         answers={200: Ledger},
-        errors=("invalid_parameter", "project_mismatch"),
+        errors=("invalid_parameter", "project_mismatch", "not_found"),
         handler=show_ledger,
     ),
     Endpoint(
@@ -145,7 +145,7 @@ ENDPOINTS = [
         access="admin",
         query=LedgerQuery,
         answers={200: LedgerCheck},
-        errors=("invalid_parameter", "project_mismatch"),
+        errors=("invalid_parameter", "project_mismatch", "not_found"),
         handler=check_ledger,
     ),
 ]

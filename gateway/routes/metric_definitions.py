@@ -223,7 +223,7 @@ ENDPOINTS = [
         access="read",
         query=ProjectQuery,
         answers={200: Definitions},
-        errors=("invalid_parameter", "project_mismatch"),
+        errors=("invalid_parameter", "project_mismatch", "not_found"),
         handler=list_definitions,
     ),
     Endpoint(

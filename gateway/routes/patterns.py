@@ -97,7 +97,7 @@ ENDPOINTS = [
         access="read",
         query=PatternsQuery,
         answers={200: Patterns},
-        errors=("invalid_parameter", "project_mismatch"),
+        errors=("invalid_parameter", "project_mismatch", "not_found"),
         handler=list_patterns,
     ),
     Endpoint(

@@ -126,6 +126,7 @@ ENDPOINTS = [
             "invalid_body",
             "invalid_parameter",
             "project_mismatch",
+            "not_found",
             "body_too_large",
             "sql_invalid",
             "sql_not_allowed",

@@ -198,7 +198,7 @@ ENDPOINTS = [
         access="read",
         query=EventsQuery,
         answers={200: Events[EventView]},
-        errors=("invalid_parameter", "project_mismatch"),
+        errors=("invalid_parameter", "project_mismatch", "not_found"),
         handler=list_events,
     ),
     Endpoint(
@@ -208,7 +208,7 @@ ENDPOINTS = [
         access="read",
         query=TraceQuery,
         answers={200: Trace},
-        errors=("invalid_parameter", "project_mismatch"),
+        errors=("invalid_parameter", "project_mismatch", "not_found"),
         handler=trace_event,
     ),
     Endpoint(

@@ -295,7 +295,7 @@ ENDPOINTS = [
         access="read",
         query=StreamQuery,
         answers={200: CONTENT_TYPE},
-        errors=("invalid_parameter", "project_mismatch"),
+        errors=("invalid_parameter", "project_mismatch", "not_found"),
         handler=stream_metrics,
     ),
     Endpoint(

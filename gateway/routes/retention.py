@@ -89,7 +89,7 @@ ENDPOINTS = [
         summary="How long a project's data is kept",
         access="admin",
         answers={200: RetentionView},
-        errors=("project_mismatch",),
+        errors=("project_mismatch", "not_found"),
         handler=show,
     ),
     Endpoint(

@@ -81,6 +81,24 @@ async def test_key_life() -> None:
     assert unknown.status_code == no_project.status_code == 404
 
 
+@pytest.mark.parametrize("project_id", ["a\0b", "x" * 60_000, "a/b"])
+async def test_what_cannot_be_a_project_is_none_that_there_is(project_id: str) -> None:
+    """PostgreSQL does not take the first, and none of its indexes the second."""
+    bodies: dict[str, dict[str, object]] = {
+        "/v1/keys": {"kind": "admin"},
+        "/v1/metrics-definitions": {"name": "a", "aggregation": "count"},
+        "/v1/batch": {},
+        "/v1/exports/destinations": {"url": "s3://acme-events/raw", "region": "eu-west-1", "credentials": "acme"},
+    }
+    system = System()
+    async with system.client("system") as client:
+        for route, body in bodies.items():
+            answer = await client.post(route, json=body | {"projectId": project_id})
+            assert (answer.status_code, answer.json()["code"], route) == (404, "not_found", route)
+            assert answer.json()["pointer"] == "/projectId"
+    assert await system.batch.jobs(limit=9) == []
+
+
 async def test_project_admin_reaches_its_project_alone() -> None:
     system = System()
     await system.registry.create_project("other")
