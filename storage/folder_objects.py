@@ -135,7 +135,11 @@ class FolderObjects:
         """A folder's name ends with a slash here, so that names sort as whole keys do."""
         keys: list[tuple[bytes, str]] = []
         with suppress(FileNotFoundError), os.scandir(self._root / folder) as entries:
-            keys = [((key := folder + entry.name + "/" * entry.is_dir()).encode(), key) for entry in entries]
+            keys = [
+                (os.fsencode(key := folder + entry.name + "/" * entry.is_dir()), key)
+                for entry in entries
+                if _is_text(entry.name)
+            ]
         for _, key in sorted(keys):
             if key.endswith("/") and (key.startswith(prefix) or prefix.startswith(key)) and key != f"{_PARTIAL}/":
                 yield from self._walk(key, prefix)
@@ -161,6 +165,15 @@ def _our_errors(what: str) -> Iterator[None]:
                 f"the lake's folder: {what}: {error}; its owner and file system must allow it"
             ) from error
         raise Unavailable(f"the lake's folder: {what}: {error}") from error
+
+
+def _is_text(name: str) -> bool:
+    """Names of files are bytes; those that are not UTF-8 are no part of a key, nor of a message or a record."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _found(key: str, path: Path) -> Path:

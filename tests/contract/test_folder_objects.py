@@ -151,3 +151,18 @@ async def test_files_of_others_are_not_listed(store: FolderObjects, root: Path) 
     (root / ".folder" / "file").write_bytes(b"")
     (root / "empty").mkdir()
     assert [info.key async for info in store.list("")] == [KEY]
+
+
+async def test_names_that_are_no_text_are_not_listed(store: FolderObjects, root: Path) -> None:
+    await store.put_if_absent(KEY, b"x")
+    for folder in ("", "events", "events/hour=07"):
+        strange = root / folder / os.fsdecode(b"caf\xe9")
+        try:
+            strange.mkdir()
+        except OSError:
+            pytest.skip("the file system's names are text")
+        (strange / "part-1.parquet").write_bytes(b"")
+        strange.with_suffix(".parquet").write_bytes(b"")
+    await store.check()
+    assert [info.key async for info in store.list("")] == [KEY]
+    assert [info.key async for info in store.list("events/hour=07/")] == [KEY]
