@@ -189,6 +189,11 @@ class Destinations(Protocol):
         """Delivered from `start` to before `end`, by destination, project and day."""
 
 
+def place_of(destination: Destination) -> tuple[str, ...]:
+    """Where it is and whose events it gets: one destination is there at most."""
+    return (destination.url, destination.endpoint_url, destination.owner, destination.owner_id)
+
+
 def state_of(destination: Destination, status: DeliveryStatus, *, now: datetime, behind_s: float) -> DeliveryState:
     """A destination that fails is behind when it has failed for long; so is one that is merely slow."""
     if not destination.enabled:

@@ -15,6 +15,7 @@ from storage.destinations import (
     Since,
     Source,
     Stretch,
+    place_of,
 )
 from storage.errors import Conflict, NotFound, Unavailable
 from storage.fingerprint import partition_of
@@ -56,8 +57,8 @@ class MemoryDestinations:
         self.projects[project_id] = (client_id or project_id, 0)
 
     async def create(self, destination: Destination, *, since: Since = "now") -> None:
-        places = {_place(kept.destination) for kept in self.kept.values()}
-        if destination.destination_id in self.kept or _place(destination) in places:
+        places = {place_of(kept.destination) for kept in self.kept.values()}
+        if destination.destination_id in self.kept or place_of(destination) in places:
             raise Conflict(f"there is a destination of the same owner at {destination.url} already, or of that id")
         begun = list(self._begun(destination))
         status = DeliveryStatus(self._now(), None, None, None, "", 0, 0, 0, 0, 0)
@@ -275,10 +276,6 @@ class MemoryDestinations:
 
     def _now(self) -> datetime:
         return self.manifest.clock().astimezone(UTC)
-
-
-def _place(destination: Destination) -> tuple[str, ...]:
-    return (destination.url, destination.endpoint_url, destination.owner, destination.owner_id)
 
 
 _COUNTS = ("files", "rows", "bytes")

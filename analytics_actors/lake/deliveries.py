@@ -23,7 +23,7 @@ from analytics_actors.messages import DeliveriesView
 from analytics_actors.windows.sources import Compute, in_thread
 from analytics_actors.windows.stepping import step_forever
 from config.settings import DestinationSettings
-from storage.destinations import Destination, Destinations, OpenPlace
+from storage.destinations import Destination, Destinations, OpenPlace, place_of
 from storage.errors import Conflict
 from storage.lake_file import Compression
 from storage.object_store import ObjectStore
@@ -33,6 +33,8 @@ POLL_S = 1.0
 PAGE = 1000
 MADE_AT_ONCE = 1
 """Files: each takes the memory of a merge."""
+
+_BACKUP = "the settings' backup"
 
 
 class _Served:
@@ -125,10 +127,13 @@ class Deliveries:
             await self._serve(wanted[destination_id])
 
     async def _enabled(self) -> list[Destination]:
+        return [each for each in await self._listed() if each.enabled]
+
+    async def _listed(self) -> list[Destination]:
         found: list[Destination] = []
         while page := await self._destinations.listed(after=found[-1].destination_id if found else "", limit=PAGE):
             found += page
-        return [each for each in found if each.enabled]
+        return found
 
     async def _serve(self, destination: Destination) -> None:
         status = await self._destinations.status(destination.destination_id)
@@ -146,12 +151,32 @@ class Deliveries:
             try:
                 await self._destinations.create(backup, since="beginning")
             except Conflict:
-                await self._destinations.change(backup)
+                backup = await self._renewed(backup)
         former = [each for each in await self._enabled() if is_backup_id(each.destination_id)]
         for each in former:
             if backup is None or each.destination_id != backup.destination_id:
                 await self._destinations.change(replace(each, enabled=False))
-        self._has_backup = True
+        self._has_backup = backup is not None or not self._policy.backup_url
+        if self._has_backup:
+            self._counters.clear_trouble(_BACKUP)
+
+    async def _renewed(self, backup: Destination) -> Destination | None:
+        """The backup that was there already, as the settings say now; None while the place is another one's."""
+        everything = await self._listed()
+        there = [each for each in everything if each.destination_id == backup.destination_id]
+        there += [each for each in everything if place_of(each) == place_of(backup)]
+        if there and not is_backup_id(there[0].destination_id):
+            # It may be disabled or without what was before it: only who made it can say whether it is a backup.
+            self._counters.trouble(
+                _BACKUP,
+                f"the destination {there[0].destination_id} is at {backup.url} already; there is no backup until it is"
+                " removed or destinations.backup_url is another place",
+            )
+            return None
+        if there:
+            backup = replace(backup, destination_id=there[0].destination_id)
+        await self._destinations.change(backup)
+        return backup
 
     def observe(self) -> DeliveriesView:
         return DeliveriesView(

@@ -226,6 +226,26 @@ def test_the_settings_backup_gets_everything_and_another_place_ends_it(tmp_path:
     in_lake(test, tmp_path)
 
 
+def test_a_backup_whose_place_is_taken_is_told_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async def test(lake: DeliveredLake) -> None:
+        taken = Destination("d-all", "all", "", "backup", "s3://backup/one")
+        await lake.create(taken)
+        await lake.create(ACME)
+        await lake.deliveries.pop().close()
+        deliveries = lake.start_deliveries(DestinationSettings(interval_s=30, backup_url="s3://backup/one"))
+        await lake.fill(5)
+        await lake.delivered()
+        lake.check_delivered()
+        assert list(lake.rows(ACME)) and "d-all" in deliveries.observe().trouble
+        assert (deliveries.observe().destinations, deliveries.failure) == (2, None)
+        await lake.destinations.remove("d-all")
+        await asyncio.sleep(30)
+        assert deliveries.observe().trouble == ""
+        assert len(await lake.destinations.listed()) == 2
+
+    in_lake(test, tmp_path)
+
+
 def test_a_bucket_that_is_away_delays_itself_alone_and_is_behind_after_a_while(tmp_path: Path) -> None:
     async def test(lake: DeliveredLake) -> None:
         await lake.create(ACME)
