@@ -169,6 +169,7 @@ async def get_destination(call: Call) -> Answer:
 
 async def change_destination(call: Call) -> Answer:
     wanted: ChangedDestination = call.body
+    _check_is_no_backup(call)
     named = await _named(call)
     given = {name: getattr(wanted, name) for name in wanted.__struct_fields__}
     changed = replace(named, **{name: value for name, value in given.items() if value is not None})
@@ -179,12 +180,17 @@ async def change_destination(call: Call) -> Answer:
 
 
 async def remove_destination(call: Call) -> Answer:
+    # Made again at the next start, it would deliver everything a second time.
+    _check_is_no_backup(call)
     destination_id = call.request.path_params["destinationId"]
-    if is_backup_id(destination_id):
-        # Made again at the next start, it would deliver everything a second time.
-        raise ApiError("conflict", "The settings have made it: change destinations.backup_url there.")
     await call.services.lake.destinations.remove(destination_id)
     return json_answer(RemovedDestination(destination_id))
+
+
+def _check_is_no_backup(call: Call) -> None:
+    """What is the settings' is trusted wherever it is, so that nobody else may say where."""
+    if is_backup_id(call.request.path_params["destinationId"]):
+        raise ApiError("conflict", "The settings have made it: change destinations.backup_url there.")
 
 
 async def _named(call: Call) -> Destination:
@@ -258,7 +264,7 @@ ENDPOINTS = [
         access="system",
         body=ChangedDestination,
         answers={200: DestinationView},
-        errors=(*_BODY_ERRORS, "not_found"),
+        errors=(*_BODY_ERRORS, "not_found", "conflict"),
         handler=change_destination,
     ),
     Endpoint(

@@ -41,7 +41,7 @@ async def test_a_destination_from_its_making_to_its_end() -> None:
     assert [answer.status_code for answer in gone] == [404] * 3
 
 
-async def test_a_second_one_at_the_same_place_and_the_end_of_the_settings_backup_are_refused() -> None:
+async def test_a_second_one_at_the_same_place_and_another_word_about_the_settings_backup_are_refused() -> None:
     system = System()
     await create(system)
     backup = backup_of(DestinationSettings(backup_url="s3://copy/x"))
@@ -49,8 +49,12 @@ async def test_a_second_one_at_the_same_place_and_the_end_of_the_settings_backup
     await system.destinations.create(backup)
     async with system.client("system") as client:
         again = await client.post(ROUTE, json=WANTED)
-        removed = await client.delete(f"{ROUTE}/{backup.destination_id}")
-    assert [(each.status_code, each.json()["code"]) for each in (again, removed)] == [(409, "conflict")] * 2
+        path = f"{ROUTE}/{backup.destination_id}"
+        changed = await client.patch(path, json={"endpointUrl": "http://169.254.169.254"})
+        removed = await client.delete(path)
+    refused = (again, changed, removed)
+    assert [(each.status_code, each.json()["code"]) for each in refused] == [(409, "conflict")] * 3
+    assert await system.destinations.get(backup.destination_id) == backup
 
 
 @pytest.mark.parametrize("since", ["now", "beginning", "2026-11-20T00:00:00Z"])
