@@ -16,6 +16,7 @@ from gateway.errors import ApiError
 from gateway.metric_query import DAY_S, HOUR_S, Plan
 from gateway.metric_read import Interval, Read
 from storage.aggregate import is_sketched
+from storage.metric_definitions import EVENTS
 from storage.rollups import RolledSize, RollupColumns, RollupSeries, RollupStore, TooManyRows
 from storage.window_key import SIZE_S
 
@@ -67,7 +68,7 @@ class RollupReads:
     async def _events_by_day(self, project_id: str, interval: Interval) -> dict[int, int]:
         begin = interval.start // HOUR_S * HOUR_S
         columns = await self._rollups.read(
-            project_id, "events", "1h", begin, interval.end, grouped=False, wanted="count"
+            project_id, EVENTS.name, "1h", begin, interval.end, grouped=False, wanted="count"
         )
         found: dict[int, int] = {}
         for series in columns.series:

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
+from msgspec.structs import replace
 
 from config.settings import WindowSettings
 from storage.aggregate import AGGREGATIONS, EXACT, SUM_DIGITS, SUM_SCALE, decimal_text
@@ -123,6 +124,11 @@ class MetricDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         return tuple(dimension.name for dimension in self.dimension_paths)
 
 
+EVENTS = MetricDefinition("events", dimensions=["eventType"])
+"""Counts every event. What roll-ups lack, and which days hold events, is found out by it: so no project and no settings
+define one of this name that counts otherwise."""
+
+
 def resolve_path(text: str) -> Path:
     """Raises `ValueError` when the text is no path."""
     if not text or len(text) > MAX_PATH_CHARS:
@@ -176,12 +182,22 @@ def validate(definition: MetricDefinition) -> None:
     if definition.aggregate_only and not definition.event_types:
         raise ValueError("eventTypes: name the event types that are to be aggregate-only; without them it would be all")
     _validate_dimensions(definition)
+    if definition.name == EVENTS.name and not counts_alike(definition, EVENTS):
+        raise ValueError(
+            f"name: {EVENTS.name} is the metric that counts every event, by eventType; only its patterns can be "
+            "others: give a metric that counts otherwise another name"
+        )
     _at_most("filters", definition.filters, MAX_FILTERS)
     for number, condition in enumerate(definition.filters):
         try:
             validate_filter(condition)
         except ValueError as error:
             raise ValueError(f"filters[{number}]: {error}") from error
+
+
+def counts_alike(one: MetricDefinition, other: MetricDefinition) -> bool:
+    """Whether they differ in their patterns at most."""
+    return replace(one, patterns={}) == replace(other, patterns={})
 
 
 def validate_among(definition: MetricDefinition, others: Iterable[MetricDefinition]) -> None:
@@ -271,7 +287,7 @@ def _configured(written: dict[str, Any]) -> MetricDefinition:
 def _built_in(windows: WindowSettings) -> tuple[MetricDefinition, ...]:
     amount, *others = windows.revenue_properties or ["amount"]
     return (
-        MetricDefinition("events", dimensions=["eventType"]),
+        EVENTS,
         MetricDefinition("unique_users", "unique", property="userId"),
         MetricDefinition("daily_active_users", "unique", property="userId"),
         MetricDefinition("sessions", "unique", property="sessionId"),

@@ -1,6 +1,6 @@
 """What it means for windows that event types are aggregate-only (`storage.aggregated`).
 
-Such a type is counted by the metric that declares it and by the built-in `events`; every other metric leaves it out,
+Such a type is counted by the metric that declares it and by `events`; every other metric leaves it out,
 whether its events are stored or not. So windows are the same whether they are counted from the log, or from rows and
 records; also from rows of the time before the declaration.
 """
@@ -13,11 +13,8 @@ from xxhash import xxh3_64_intdigest
 
 from storage.aggregate import QUANTILES, Aggregate
 from storage.aggregated import AggregatedRecord, RecordKey
-from storage.metric_definitions import DEFAULT_METRICS, Filter, MetricDefinition
+from storage.metric_definitions import EVENTS, Filter, MetricDefinition
 from storage.window_key import TOTAL, Dimensions, WindowKey
-
-EVENTS = next(metric for metric in DEFAULT_METRICS if metric.name == "events")
-"""The metric that counts everything; one of the project's own of that name is a metric like the others."""
 
 RECORDS_WINDOW: Sequence[str] = ("count", "unique")
 """Aggregations whose records hold nothing but what their windows hold; of numbers records hold everything."""
@@ -54,7 +51,7 @@ def effective(definitions: Sequence[MetricDefinition]) -> tuple[MetricDefinition
 
 
 def _without(definition: MetricDefinition, types: Mapping[str, MetricDefinition]) -> MetricDefinition:
-    if definition == EVENTS:
+    if definition.name == EVENTS.name:
         return definition
     others = [
         event_type
@@ -82,7 +79,7 @@ def deltas_of(
     deltas: dict[WindowKey, Aggregate] = {}
     for key, record in records:
         metrics = {metric.name: metric for metric in definitions_of(key.project_id)}
-        if metrics.get(EVENTS.name) == EVENTS:
+        if EVENTS.name in metrics:
             for dimensions in (TOTAL, (("eventType", key.event_type),)):
                 _add(deltas, key, EVENTS.name, dimensions, Aggregate(record.events))
         metric = metrics.get(key.metric)

@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 
 from storage.aggregate import Aggregate
-from storage.metric_definitions import MetricDefinition
+from storage.metric_definitions import EVENTS, MetricDefinition
 from storage.rollups import DAY_S, RolledSize, RollupStore
 from storage.window_key import TOTAL, WindowKey, other
-
-EVENTS = "events"
-"""The default metric that every event is counted in."""
 
 ROWS_PER_CALL = 1000
 
@@ -17,7 +14,7 @@ async def rolled_counts(
     rollups: RollupStore, project_id: str, size: RolledSize, start: int, end: int
 ) -> dict[int, int]:
     """How many events each roll-up has, by its start."""
-    columns = await rollups.read(project_id, EVENTS, size, start, end, grouped=False, wanted="count")
+    columns = await rollups.read(project_id, EVENTS.name, size, start, end, grouped=False, wanted="count")
     return {
         int(at): int(count) for series in columns.series for at, count in zip(series.starts, series.counts, strict=True)
     }
@@ -41,7 +38,7 @@ class DayRows:
         known = await rolled_counts(self._rollups, project_id, "1d", day, day + DAY_S)
         if sum(hours.values()) != known.get(day, 0):
             # The count of all events last: where it is, the day is taken as whole.
-            for metric in sorted(metrics, key=lambda metric: metric.name == EVENTS):
+            for metric in sorted(metrics, key=lambda metric: metric.name == EVENTS.name):
                 rows = await self._rows(project_id, metric.name, day)
                 for start in range(0, len(rows), ROWS_PER_CALL):
                     chunk = rows[start : start + ROWS_PER_CALL]

@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 import msgspec
 from xxhash import xxh3_64_hexdigest
 
-from analytics_actors.windows.aggregate_only import EVENTS, digest, effective
+from analytics_actors.windows.aggregate_only import digest, effective
 from config.settings import WindowSettings
-from storage.metric_definitions import Aggregation, MetricDefinition, default_metrics
+from storage.metric_definitions import EVENTS, Aggregation, MetricDefinition, default_metrics
 from storage.metric_registry import Changes
 
 SETTLED_S = 5.0
@@ -161,7 +161,7 @@ class DefinitionBook:
         metrics = {metric.name: metric for metric in wanted.metrics}
         if _AGGREGATE_ONLY in names:
             names.remove(_AGGREGATE_ONLY)
-            names |= {name for name, metric in metrics.items() if metric != EVENTS}
+            names |= metrics.keys() - {EVENTS.name}
         return {name: metrics.get(name) for name in sorted(names)}
 
     def definition(self, project_id: str, metric: str) -> MetricDefinition | None:

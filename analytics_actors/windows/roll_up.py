@@ -14,8 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from analytics_actors.windows.aggregate_only import EVENTS as COUNTS_ALL
-from analytics_actors.windows.day_rows import EVENTS, ROWS_PER_CALL, DayRows, rolled_counts
+from analytics_actors.windows.day_rows import ROWS_PER_CALL, DayRows, rolled_counts
 from analytics_actors.windows.definition_book import DefinitionBook, is_doubted, undoubted
 from analytics_actors.windows.in_place import publish_in_place
 from analytics_actors.windows.partition import WindowPartition, WindowState
@@ -24,7 +23,7 @@ from analytics_actors.windows.stepping import step_forever
 from analytics_actors.windows.watching import PatternWatch
 from storage.aggregate import Aggregate
 from storage.errors import StorageError
-from storage.metric_definitions import MetricDefinition
+from storage.metric_definitions import EVENTS, MetricDefinition
 from storage.rollups import DAY_S, RollupStore, day_of
 from storage.window_key import SIZE_S, Size, WindowKey
 from storage.window_store import WindowStore
@@ -220,7 +219,7 @@ class RollUp:
 
     async def _write(self, rows: Sequence[_Rows], keys: Iterable[WindowKey]) -> None:
         for epoch, next_offset, windows in rows:
-            windows.sort(key=lambda row: row[0].metric == EVENTS and not row[0].dimensions)
+            windows.sort(key=lambda row: row[0].metric == EVENTS.name and not row[0].dimensions)
             for start in range(0, len(windows), ROWS_PER_CALL):
                 chunk = windows[start : start + ROWS_PER_CALL]
                 await self._rollups.upsert(chunk, epoch=epoch, next_offset=next_offset)
@@ -293,12 +292,10 @@ class RollUp:
         """With `doubt` all that may have windows."""
         frozen_below = self._shard.frozen_below
         found: set[int] = set()
-        if doubt and self._book.definition(project_id, EVENTS) != COUNTS_ALL:
-            found.update(hour for hour in hours if hour >= frozen_below)
         sizes: tuple[Literal["1m", "1h"], ...] = ("1m", "1h")
         for size in sizes:
             starts = range(hours.start, hours.stop, SIZE_S[size])
-            keys = [WindowKey(project_id, EVENTS, size, start, ()) for start in starts]
+            keys = [WindowKey(project_id, EVENTS.name, size, start, ()) for start in starts]
             keys = [key for key in keys if self._shard.closing.is_closed(key, now_s)]
             async with self._shard.turn:
                 windows = {key.start: value.count for key, value in await self._values(keys)}
@@ -336,7 +333,7 @@ class RollUp:
         """The windows that the last owner had open are to be closed by this one, those of the future too."""
         this_hour = int(now_s // _HOUR_S) * _HOUR_S
         hours = range(this_hour - _HOUR_S, int(now_s + self._shard.max_ahead_s) + _HOUR_S, _HOUR_S)
-        totals = [WindowKey(project_id, EVENTS, "1h", hour, ()) for hour in hours]
+        totals = [WindowKey(project_id, EVENTS.name, "1h", hour, ()) for hour in hours]
         async with self._shard.turn:
             for total, _ in await self._values(totals):
                 metrics = self._book.applied(project_id).metrics

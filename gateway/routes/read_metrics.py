@@ -34,11 +34,11 @@ from gateway.metric_query import (
 from gateway.metric_read import Read
 from gateway.metric_stream import CONTENT_TYPE, Messages, message
 from gateway.services import Statistics
+from storage.metric_definitions import EVENTS
 from storage.window_key import live_from
 
-EVENTS = "events"
 EVENT_TYPE = "eventType"
-"""The metric that knows every event type, and the dimension by which it does."""
+"""The dimension by which `events` knows every event type."""
 
 IN_A_THREAD_FROM = 5000
 """Windows and buckets from which on an answer is put together in a thread: below it takes less than the hand-over is
@@ -172,6 +172,9 @@ def make_plan(
 
 
 def _counted_from(found: Known, statistics: Statistics) -> int:
+    if found.definition.name == EVENTS.name:
+        # One of the project's own has other patterns only: it was always counted.
+        return 0
     return int(live_from(found.changed_at.timestamp(), statistics.settings)) if found.changed_at else 0
 
 
@@ -179,10 +182,7 @@ def _find(metric: str, known: Mapping[str, Known]) -> tuple[Known, tuple[Filter,
     """A metric of that name, or else the events of that type."""
     if metric in known:
         return known[metric], ()
-    if EVENT_TYPE not in known[EVENTS].definition.dimension_names:
-        message = "There is no such metric, and this project's own metric events has no dimension eventType."
-        raise ApiError("not_found", message)
-    return known[EVENTS], (Filter(EVENT_TYPE, frozenset({metric})),)
+    return known[EVENTS.name], (Filter(EVENT_TYPE, frozenset({metric})),)
 
 
 def _no_dimension(name: str, names: tuple[str, ...], pointer: str) -> ApiError:

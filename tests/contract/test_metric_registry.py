@@ -155,6 +155,10 @@ async def test_a_definition_that_would_be_refused_today_is_left_out(
         "INSERT INTO metric_definitions (project_id, name, definition) VALUES ('shop', 'quoted', $1)",
         json.dumps({"name": "quoted", "dimensions": ['price="EUR"']}),
     )
+    await connection.execute(
+        "INSERT INTO metric_definitions (project_id, name, definition) VALUES ('shop', 'events', $1)",
+        json.dumps({"name": "events", "eventTypes": ["click"]}),
+    )
     await connection.close()
     await postgres_metrics.create("shop", ORDERS)
     assert _names(await postgres_metrics.list("shop")) == {"orders"}

@@ -5,14 +5,15 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from analytics_actors.event_folding import EventFolding
-from analytics_actors.windows.aggregate_only import EVENTS, effective, shape_of
+from analytics_actors.windows.aggregate_only import effective, shape_of
 from analytics_actors.windows.definition_book import SETTLED_S, DefinitionBook
 from storage.aggregate import Aggregate
 from storage.errors import Unavailable
 from storage.event_store import PartitionWrite, WriteResult
-from storage.metric_definitions import DEFAULT_METRICS, Filter, MetricDefinition, validate, validate_among
+from storage.metric_definitions import DEFAULT_METRICS, EVENTS, Filter, MetricDefinition, validate, validate_among
 from storage.metric_registry import MemoryMetricRegistry
 from storage.rollups import day_of
 from storage.window_key import Dimensions, WindowKey, live_from
@@ -20,6 +21,7 @@ from tests.unit import virtual_time
 from tests.unit.aggregation import SETTINGS, Event, LateMarkingStore, PausingEvents, System, at_once
 
 HOUR_S = 3600
+WATCHED = replace(EVENTS, patterns={"spikeFactor": 4})
 RESPONSES = MetricDefinition(
     "responses", "p95", event_types=["response_time"], property="ms", dimensions=["route"], aggregate_only=True
 )
@@ -169,6 +171,20 @@ def test_a_declaration_made_while_events_come_in() -> None:
     in_system(test)
 
 
+def test_events_with_other_patterns_count_them_too() -> None:
+    async def test(system: FoldingSystem) -> None:
+        await system.registry.create("p", WATCHED)
+        await system.define_settled(RESPONSES)
+        await system.send("p", [*responses(system, 0, 60), *views(system, 0)])
+        await system.settle()
+        assert (system.count("events"), system.count("unique_users")) == (3, 1)
+        live = system.found()
+        await system.rebuild()
+        assert system.found() == live
+
+    in_system(test)
+
+
 def test_late_records_are_in_the_roll_ups_of_their_day_only() -> None:
     async def test(system: FoldingSystem) -> None:
         await system.define_settled(RESPONSES)
@@ -221,6 +237,7 @@ def test_other_metrics_leave_the_types_out() -> None:
     assert metrics["only"].filters == metrics["unique_users"].filters == [Filter("eventType", "ne", "response_time")]
     assert metrics["revenue"] == next(metric for metric in DEFAULT_METRICS if metric.name == "revenue")
     assert effective(DEFAULT_METRICS) == DEFAULT_METRICS
+    assert effective([WATCHED, RESPONSES])[0] is WATCHED
 
 
 def test_a_declaration_needs_event_types_and_a_type_belongs_to_one() -> None:

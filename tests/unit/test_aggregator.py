@@ -15,7 +15,6 @@ from storage.errors import Conflict, NotFound
 from storage.event_batch import PackedRows
 from storage.memory_rollups import MemoryRollups
 from storage.memory_windows import MemoryWindows
-from storage.metric_definitions import MetricDefinition
 from storage.partition_log import Trim
 from storage.window_key import OTHER
 from tests.seeds import seeds
@@ -368,22 +367,6 @@ def test_lost_windows_take_no_roll_ups_away() -> None:
         system.check()
 
     in_system(test, default_settings(max_resident_bytes=1))
-
-
-def test_where_events_is_a_metric_like_the_others_it_does_not_tell_that_there_are_none() -> None:
-    async def test(system: System) -> None:
-        await system.registry.create("p", MetricDefinition("events", event_types=["click"]))
-        bought = [Event(f"{age}", system.clock_s() - age, "purchase", "u", '{"amount": 5}') for age in (600, 7200)]
-        await system.send("p", bought)
-        await system.settle(100)
-        rows = {key: value.count for key, value in system.rollups.rows.items()}
-        assert {key[1] for key in rows} >= {"revenue", "unique_users"} and not any(key[1] == "events" for key in rows)
-        system.windows.flush_all()
-        await system.settle(200)
-        assert {key: value.count for key, value in system.rollups.rows.items()} == rows
-        assert system.current.observe().counters["rebuilds"] > 0
-
-    in_system(test)
 
 
 class Model:

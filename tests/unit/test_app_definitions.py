@@ -75,6 +75,7 @@ async def test_replace_and_delete() -> None:
     [
         ({"name": "1x"}, "/name"),
         ({"name": "stream"}, "/name"),
+        ({"name": "events"}, "/name"),
         ({"aggregation": "median"}, "/aggregation"),
         ({"property": ""}, "/property"),
         ({"dimensions": ["a.b", "c.b"]}, "/dimensions"),

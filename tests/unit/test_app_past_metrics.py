@@ -4,11 +4,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from analytics_actors.windows.day_rows import DayRows
 from config.settings import WindowSettings
 from storage.errors import FileUnavailable, Unavailable
 from storage.metric_definitions import DEFAULT_METRICS, MetricDefinition
+from storage.metric_definitions import EVENTS as EVENTS_METRIC
 from storage.window_key import lateness_s, live_from
 from tests.unit.fake_services import NOW, System
 from tests.unit.metric_data import Sent, roll_up, rows_of
@@ -59,6 +61,14 @@ async def test_the_default_metrics_are_told_by_roll_ups() -> None:
     system = await system_with()
     answer = await ask(system, "unique_users", startTime=iso(FIRST), endTime=iso(DEFINED), granularity="day")
     assert values(answer) == [9] * 3
+    assert system.statistics.stored.asked == []
+
+
+async def test_events_with_other_patterns_are_told_by_roll_ups() -> None:
+    system = await system_with()
+    await system.statistics.registry.create("shop", replace(EVENTS_METRIC, patterns={"spikeFactor": 4}))
+    answer = await ask(system, "events", startTime=iso(FIRST), endTime=iso(DEFINED), granularity="day")
+    assert values(answer) == [24] * 3
     assert system.statistics.stored.asked == []
 
 

@@ -7,10 +7,12 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from config.settings import WindowSettings
 from storage.metric_definitions import (
     DEFAULT_METRICS,
+    EVENTS,
     Filter,
     MetricDefinition,
     Path,
@@ -120,6 +122,25 @@ def test_dimensions_are_named_by_their_last_key_or_as_said() -> None:
 def test_what_is_wrong_is_said_with_the_field(wrong: MetricDefinition, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         validate(wrong)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"aggregation": "unique", "property": "userId"},
+        {"property": "amount"},
+        {"event_types": ["click"]},
+        {"filters": [Filter("x", "exists")]},
+        {"dimensions": []},
+        {"dimensions": ["eventType", "country"]},
+        {"event_types": ["click"], "aggregate_only": True},
+    ],
+)
+def test_the_metric_that_counts_everything_is_always_that(change: dict[str, Any]) -> None:
+    validate(replace(EVENTS, patterns={"spikeFactor": 4}))
+    with pytest.raises(ValueError, match=r"^name: events is the metric that counts every event"):
+        validate(replace(EVENTS, **change))
+    validate(replace(EVENTS, name="other", **change))
 
 
 def test_the_largest_definition_is_valid() -> None:
@@ -245,6 +266,7 @@ def test_metrics_of_the_settings_join_the_built_in_ones_or_replace_them() -> Non
         ({"name": "x", "agregation": "sum"}, "agregation"),
         ({"name": "x", "aggregation": "sum"}, "property"),
         ({"aggregation": "count"}, "name"),
+        ({"name": "events"}, "name: events"),
     ],
 )
 def test_a_wrong_metric_of_the_settings_is_named(written: dict[str, str], said: str) -> None:
