@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import msgspec
-from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.routing import Route
 
@@ -26,15 +26,6 @@ Access = Literal["open", "write", "read", "admin", "system"]
 bound to no project. A key that is bound to a project reaches this project alone."""
 
 MAX_ADMIN_BODY_BYTES = 64 * 1024
-
-
-class _IdConvertor(PathConvertor):
-    """`{name:id}` in a path: any text, with slashes and line breaks in it (`:path` stops at these)."""
-
-    regex = r"[\s\S]*"
-
-
-register_url_convertor("id", _IdConvertor())
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,7 +127,9 @@ def to_route(endpoint: Endpoint, services: Services, gate: QueryGate, budget: Bo
 
     async def handle(request: Request) -> Answer:
         parameters = parse_query(request.scope["query_string"])
-        _refuse_nul(request.path_params)
+        # The router has matched the path as it was sent (see `Edge`).
+        names = request.scope["path_params"] = {name: unquote(text) for name, text in request.path_params.items()}
+        _refuse_nul(names)
         if endpoint.access == "open":
             query = _convert_query(parameters, endpoint.query)
             return await endpoint.handler(Call(services, request, None, query, None))

@@ -103,8 +103,8 @@ class Edge:
             return "preflight"
         # With an app in the scope Starlette raises for an unknown route instead of answering itself.
         scope["app"] = self
-        if len(scope["path"]) > 1:
-            scope["path"] = scope["path"].rstrip("/")
+        # As it was sent: an encoded slash belongs to a name, and is no end or border of one.
+        scope["path"] = scope["raw_path"].decode("ascii").rstrip("/") or "/"
         await self._router(scope, receive, send)
         return str(scope["route"].path)
 

@@ -189,7 +189,7 @@ def _dead(event_id: str, letter: DeadLetter) -> Trace:
     )
 
 
-# An event id may have slashes in it (`:id`), so the longer route comes first.
+# An event id may have slashes in it (`:path`), so the longer route comes first.
 ENDPOINTS = [
     Endpoint(
         method="GET",
@@ -203,7 +203,7 @@ ENDPOINTS = [
     ),
     Endpoint(
         method="GET",
-        path="/v1/events/{eventId:id}/trace",
+        path="/v1/events/{eventId:path}/trace",
         summary="Where an event is",
         access="read",
         query=TraceQuery,
@@ -213,7 +213,7 @@ ENDPOINTS = [
     ),
     Endpoint(
         method="GET",
-        path="/v1/events/{eventId:id}",
+        path="/v1/events/{eventId:path}",
         summary="One event",
         access="read",
         query=ProjectQuery,

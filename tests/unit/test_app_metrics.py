@@ -639,6 +639,7 @@ class Browser:
             "type": "http",
             "method": method,
             "path": "/v1/metrics/stream",
+            "raw_path": b"/v1/metrics/stream",
             "query_string": query.encode(),
             "headers": [(b"authorization", bearer("read")["Authorization"].encode())],
             "root_path": "",

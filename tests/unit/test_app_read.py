@@ -55,7 +55,10 @@ async def test_bad_parameters_are_named(query: str, pointer: str | None) -> None
     assert answer.json().get("pointer") == pointer
 
 
-@pytest.mark.parametrize("event_id", ["e1", "a/b", "https://shop.example/x?y", "ü", "a b", "a\nb", "\n"])
+SLASHES = ["abc/", "a/trace", "trace", "x//y", "/lead", "/", "%2F", "100%", "a/trace/"]
+
+
+@pytest.mark.parametrize("event_id", ["e1", "a/b", "https://shop.example/x?y", "ü", "a b", "a\nb", "\n", *SLASHES])
 async def test_one_event(event_id: str) -> None:
     system = System()
     system.queries.add(event_id)
@@ -65,9 +68,17 @@ async def test_one_event(event_id: str) -> None:
         trace = await client.get(f"{path}/trace")
         missing = await client.get("/v1/events/nothing")
     assert found.json()["eventId"] == event_id
-    assert trace.json()["state"] == "stored"
+    assert (trace.json()["state"], trace.json()["eventId"]) == ("stored", event_id)
     assert (trace.json()["partition"], trace.json()["offset"]) == (3, 7)
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+
+
+async def test_slashes_of_an_id_may_be_sent_as_they_are() -> None:
+    system = System()
+    system.queries.add("a/b")
+    async with system.client("read") as client:
+        for path in ("/v1/events/a/b", "/v1/events/a/b/", "/v1/events/a/b/trace", "/v1/events/a/b/trace/"):
+            assert (await client.get(path)).json()["eventId"] == "a/b"
 
 
 async def test_trace_of_a_dead_letter() -> None:
