@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from analytics_actors.windows.aggregate_only import effective
 from config.settings import WindowSettings
 from gateway.shared_map import shared_rows
 from storage.errors import StorageError, Unavailable
@@ -51,6 +52,8 @@ class Known(NamedTuple):
     """A metric. The built-in ones have version 0 and no time."""
 
     definition: MetricDefinition
+    counted: MetricDefinition
+    """Without the aggregate-only events of other metrics: windows and roll-ups are counted by it."""
     version: int = 0
     created_at: datetime | None = None
     changed_at: datetime | None = None
@@ -95,7 +98,7 @@ class Definitions:
     ) -> None:
         self._registry = registry
         self._changes = changes or Changes()
-        self._built_in = {each.name: Known(each) for each in default_metrics(settings)}
+        self._built_in = {each.name: Known(each, each) for each in default_metrics(settings)}
         self._ttl_s = ttl_s
         self._clock = clock
         self._projects: OrderedDict[str, _Kept] = OrderedDict()
@@ -115,14 +118,22 @@ class Definitions:
             # Not for every answer anew: PostgreSQL may be one that does not answer at all.
             self._projects[project_id] = _Kept(self._clock(), changes, kept.metrics)
             return kept.metrics
-        named = {
-            each.definition.name: Known(each.definition, each.version, each.created_at, each.changed_at) for each in own
-        }
-        self._projects[project_id] = _Kept(self._clock(), changes, self._built_in | named)
+        self._projects[project_id] = _Kept(self._clock(), changes, self._with(own))
         self._projects.move_to_end(project_id)
         if len(self._projects) > MAX_PROJECTS:
             self._projects.popitem(last=False)
         return self._projects[project_id].metrics
+
+    def _with(self, own: Sequence[StoredDefinition]) -> Mapping[str, Known]:
+        named = {
+            each.definition.name: Known(
+                each.definition, each.definition, each.version, each.created_at, each.changed_at
+            )
+            for each in own
+        }
+        metrics = self._built_in | named
+        counted = effective([each.definition for each in metrics.values()])
+        return {each.name: metrics[each.name]._replace(counted=each) for each in counted}
 
     def forget(self, project_id: str) -> None:
         """The project's metrics are to be asked for anew."""

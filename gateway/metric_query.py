@@ -65,6 +65,7 @@ class Plan:
     metric: str
     """The name that was asked for: a metric's, or an event type, which `filters` then has as well."""
     definition: MetricDefinition
+    """As it is counted: without the aggregate-only events of other metrics."""
     version: int
     """Of the definition; 0 for those that are built in."""
     granularity: Granularity

@@ -42,7 +42,7 @@ START = 1_704_067_200
 
 NUMBERS: Sequence[Aggregation] = ("count", "sum", "mean", "min", "max")
 
-METRICS = {each.name: Known(each, 1) for each in ROLLED_METRICS}
+METRICS = {each.name: Known(each, each, 1) for each in ROLLED_METRICS}
 
 
 def plan_of(made: Statistics, metric: str, *, days: int, **parameters: str) -> Plan:

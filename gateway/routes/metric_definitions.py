@@ -17,6 +17,7 @@ from gateway.endpoint import Call, Endpoint, ProjectQuery
 from gateway.errors import ApiError
 from gateway.metric_definitions import MAX_OWN, Known
 from storage.metric_definitions import MetricDefinition, validate
+from storage.metric_registry import StoredDefinition
 from storage.patterns import PatternSettings, check_pattern_settings
 
 _EXAMPLE = {
@@ -75,6 +76,10 @@ class DeletedDefinition(msgspec.Struct):
     name: str
 
 
+def _known_of(stored: StoredDefinition) -> Known:
+    return Known(stored.definition, stored.definition, stored.version, stored.created_at)
+
+
 def _view(known: Known) -> DefinitionView:
     return DefinitionView(
         definition=known.definition,
@@ -111,7 +116,7 @@ async def create_definition(call: Call) -> Answer:
     except ValueError as error:
         raise _invalid(error) from error
     statistics.definitions.changed(project_id)
-    return await _detail(call, project_id, Known(stored.definition, stored.version, stored.created_at), status=201)
+    return await _detail(call, project_id, _known_of(stored), status=201)
 
 
 async def replace_definition(call: Call) -> Answer:
@@ -126,7 +131,7 @@ async def replace_definition(call: Call) -> Answer:
     except ValueError as error:
         raise _invalid(error) from error
     statistics.definitions.changed(project_id)
-    return await _detail(call, project_id, Known(stored.definition, stored.version, stored.created_at))
+    return await _detail(call, project_id, _known_of(stored))
 
 
 async def delete_definition(call: Call) -> Answer:

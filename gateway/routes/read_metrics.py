@@ -158,7 +158,7 @@ def make_plan(
     return Plan(
         project_id=project_id,
         metric=metric,
-        definition=found.definition,
+        definition=found.counted,
         version=found.version,
         granularity=granularity,
         timezone=query.timezone,
@@ -271,7 +271,7 @@ async def _poll(
         plan = Plan(
             project_id=project_id,
             metric=metric,
-            definition=found.definition,
+            definition=found.counted,
             version=found.version,
             granularity=query.granularity,
             timezone=query.timezone,

@@ -64,6 +64,23 @@ async def test_the_default_metrics_are_told_by_roll_ups() -> None:
     assert system.statistics.stored.asked == []
 
 
+async def test_days_before_the_definition_leave_out_what_is_aggregate_only_for_others() -> None:
+    system = await system_with()
+    pings = MetricDefinition("pings", event_types=["ping"], aggregate_only=True)
+    await system.statistics.registry.create("shop", pings)
+    sent = [Sent(at, event_type="ping", user=f"p{at}", properties={"page": "a"}) for at in range(FIRST, DEFINED, 3600)]
+    system.statistics.stored.batches.append(rows_of(sent))
+    assert values(await days(system)) == [9] * 5
+    assert values(await ask(system, "pings", startTime=iso(FIRST), endTime=iso(DEFINED), granularity="day")) == [24] * 3
+    async with system.client("read") as client:
+        [shown] = [
+            each["definition"]
+            for each in (await client.get("/v1/metrics-definitions")).json()["definitions"]
+            if each["definition"]["name"] == "visitors"
+        ]
+    assert shown["filters"] == []
+
+
 async def test_events_with_other_patterns_are_told_by_roll_ups() -> None:
     system = await system_with()
     await system.statistics.registry.create("shop", replace(EVENTS_METRIC, patterns={"spikeFactor": 4}))
