@@ -57,7 +57,7 @@ class Known(NamedTuple):
     version: int = 0
     created_at: datetime | None = None
     changed_at: datetime | None = None
-    """When it got this definition."""
+    """Since when it counts as it does."""
 
 
 class Changes:

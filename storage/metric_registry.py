@@ -1,7 +1,8 @@
 """The metrics that users define, in PostgreSQL. Strong: a change is visible when the call returns.
 
-**Versions.** Every change of a metric gets a number that was never used before: whoever builds something for a
-definition remembers it. **Changes** are followed as those of keys are, see `storage.registry`: by the transactions
+**Versions.** Every change of what a metric counts gets a number that was never used before: whoever builds something
+for a definition remembers it. One of its patterns alone keeps number and time, since what was built still holds.
+**Changes** are followed as those of keys are, see `storage.registry`: by the transactions
 that made them, not by version, because a transaction with a lower number may end later.
 """
 
@@ -14,7 +15,7 @@ import asyncpg
 import msgspec
 
 from storage.errors import Conflict, FormatError, NotFound
-from storage.metric_definitions import MetricDefinition, validate, validate_among
+from storage.metric_definitions import MetricDefinition, counts_alike, validate, validate_among
 from storage.postgres import Connection, Postgres
 from storage.registry import PROJECT_ID
 from storage.statements import statement
@@ -33,8 +34,8 @@ _log = logging.getLogger(__name__)
 
 
 class StoredDefinition(NamedTuple):
-    """`created_at` is when the metric was first made (a deleted one that is made again begins anew), `changed_at` when
-    it got this definition."""
+    """`created_at` is when the metric was first made (a deleted one that is made again begins anew), `changed_at` since
+    when it counts as it does; `version` and it stay where nothing but patterns was replaced."""
 
     project_id: str
     definition: MetricDefinition
@@ -124,7 +125,9 @@ class MemoryMetricRegistry:
         self._clock = clock
         self._projects = frozenset(projects)
         self._metrics: dict[tuple[str, str], StoredDefinition] = {}
+        self._changed_by: dict[tuple[str, str], int] = {}
         self._version = 0
+        self._changes = 0
 
     async def create(self, project_id: str, definition: MetricDefinition) -> StoredDefinition:
         validate(definition)
@@ -139,7 +142,10 @@ class MemoryMetricRegistry:
     async def replace(self, project_id: str, definition: MetricDefinition) -> StoredDefinition:
         validate(definition)
         validate_among(definition, [each.definition for each in await self.list(project_id)])
-        return self._put(project_id, definition, self._known(project_id, definition.name).created_at)
+        known = self._known(project_id, definition.name)
+        if counts_alike(known.definition, definition):
+            return self._keep(known._replace(definition=definition))
+        return self._put(project_id, definition, known.created_at)
 
     async def delete(self, project_id: str, name: str) -> StoredDefinition:
         known = self._known(project_id, name)
@@ -150,9 +156,9 @@ class MemoryMetricRegistry:
         return [self._metrics[key] for key in mine]
 
     async def changes_since(self, since: int = 0) -> Changes:
-        begin = since if since <= self._version + 1 else 0
-        changed = [each for _, each in sorted(self._metrics.items(), key=lambda item: item[0]) if each.version >= begin]
-        return Changes(changed, self._version + 1)
+        begin = since if since <= self._changes + 1 else 0
+        changed = [self._metrics[key] for key in sorted(self._metrics) if self._changed_by[key] >= begin]
+        return Changes(changed, self._changes + 1)
 
     def _known(self, project_id: str, name: str) -> StoredDefinition:
         known = self._metrics.get((project_id, name))
@@ -164,8 +170,14 @@ class MemoryMetricRegistry:
         self, project_id: str, definition: MetricDefinition, created_at: datetime, deleted_at: datetime | None = None
     ) -> StoredDefinition:
         self._version += 1
-        stored = StoredDefinition(project_id, definition, self._version, created_at, self._clock(), deleted_at)
-        self._metrics[project_id, definition.name] = stored
+        return self._keep(
+            StoredDefinition(project_id, definition, self._version, created_at, self._clock(), deleted_at)
+        )
+
+    def _keep(self, stored: StoredDefinition) -> StoredDefinition:
+        key = stored.project_id, stored.definition.name
+        self._changes += 1
+        self._metrics[key], self._changed_by[key] = stored, self._changes
         return stored
 
 

@@ -111,7 +111,10 @@ class DefinitionBook:
     def _want(self, project_id: str) -> None:
         self._settled_at.pop(project_id, None)
         own = self._own[project_id]
-        self._wanted[project_id] = self._combine(own)
+        wanted = self._wanted[project_id] = self._combine(own)
+        if project_id in self._applied and self._applied[project_id].version == wanted.version:
+            # Patterns alone are others, which nothing is built for.
+            self._applied[project_id] = wanted
         if declaring := _declaring(own):
             self._declared[project_id] = declaring
         else:
@@ -137,7 +140,9 @@ class DefinitionBook:
         return self._applied.setdefault(project_id, self.wanted(project_id))
 
     def apply(self, project_id: str, definitions: Definitions) -> None:
-        self._applied[project_id] = definitions
+        wanted = self.wanted(project_id)
+        # What was built for may be older; then patterns alone have changed since.
+        self._applied[project_id] = wanted if wanted.version == definitions.version else definitions
 
     def apply_built(self, built: Mapping[str, str]) -> None:
         """These projects' windows are as the checkpoint says; those that are not as wanted are to be built."""

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from storage.errors import Conflict, FormatError, NotFound
 from storage.metric_definitions import Filter, MetricDefinition
@@ -81,6 +82,21 @@ async def test_every_change_has_a_version_of_its_own(metrics: AnyRegistry) -> No
     assert again.deleted_at is None and again.definition == ORDERS
     versions = [made.version, replaced.version, deleted.version, again.version]
     assert versions == sorted(set(versions))
+
+
+async def test_other_patterns_keep_version_and_time_and_are_told(metrics: AnyRegistry) -> None:
+    made = await metrics.create("shop", ORDERS)
+    seen = await metrics.changes_since()
+    watched = replace(ORDERS, patterns={"spikeFactor": 4, "webhookUrl": "https://hooks.example/x"})
+    assert await metrics.replace("shop", watched) == made._replace(definition=watched)
+    assert await metrics.list("shop") == [made._replace(definition=watched)]
+    changes = await metrics.changes_since(seen.next_since)
+    assert list(changes.definitions) == [made._replace(definition=watched)]
+    assert (await metrics.changes_since(changes.next_since)).definitions == []
+    other = replace(watched, filters=[], patterns={})
+    counted = await metrics.replace("shop", other)
+    assert (counted.definition, counted.created_at) == (other, made.created_at)
+    assert counted.version > made.version and counted.changed_at > made.changed_at
 
 
 async def test_what_is_not_there_is_told(metrics: AnyRegistry) -> None:

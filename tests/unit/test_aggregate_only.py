@@ -290,6 +290,13 @@ def test_the_book_waits_until_every_batcher_knows() -> None:
         await registry.create("p", MetricDefinition("plain"))
         await book.refresh()
         assert list(book.changed("p", since=wanted.version)) == ["plain"]
+        # Other patterns are no reason to build, and apply at once.
+        built = {"p": book.applied("p").version}
+        await registry.replace("p", MetricDefinition("plain", patterns={"spikeFactor": 4}))
+        await book.refresh()
+        assert book.mismatched(built | {"q": "x"}) == ["q"]
+        plain = book.definition("p", "plain")
+        assert plain is not None and plain.patterns == {"spikeFactor": 4}
         # After a restart all of it is settled.
         again = DefinitionBook(registry, SETTINGS.windows)
         await again.refresh()

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from analytics_actors.windows.day_rows import DayRows
 from config.settings import WindowSettings
 from storage.errors import FileUnavailable, Unavailable
-from storage.metric_definitions import DEFAULT_METRICS, MetricDefinition
+from storage.metric_definitions import DEFAULT_METRICS, Filter, MetricDefinition
 from storage.metric_definitions import EVENTS as EVENTS_METRIC
 from storage.window_key import lateness_s, live_from
 from tests.unit.fake_services import NOW, System
@@ -81,6 +81,16 @@ async def test_days_before_the_definition_leave_out_what_is_aggregate_only_for_o
     assert shown["filters"] == []
 
 
+async def test_other_patterns_change_no_number() -> None:
+    system = System()
+    await system.statistics.registry.create("shop", USERS)
+    await roll_up(system.statistics, EVENTS, ("1m", "1h", "1d"), [USERS])
+    system.statistics.registry.now = datetime.fromtimestamp(system.statistics.now_s, UTC)
+    await system.statistics.registry.replace("shop", replace(USERS, patterns={"spikeFactor": 4}))
+    assert values(await days(system)) == [9] * 5
+    assert system.statistics.stored.asked == []
+
+
 async def test_events_with_other_patterns_are_told_by_roll_ups() -> None:
     system = await system_with()
     await system.statistics.registry.create("shop", replace(EVENTS_METRIC, patterns={"spikeFactor": 4}))
@@ -139,7 +149,7 @@ async def test_a_day_whose_rows_were_written_in_part_is_written_again(monkeypatc
 async def test_a_part_of_a_day_is_counted_and_the_rest_is_rolled_up() -> None:
     system = await system_with()
     system.statistics.registry.now = datetime.fromtimestamp(DEFINED + STILL_LIVE_S - 5 * 3600, UTC)
-    await system.statistics.registry.replace("shop", USERS)
+    await system.statistics.registry.replace("shop", replace(USERS, filters=[Filter("userId", "exists")]))
     edge = DEFINED - 5 * 3600
     await roll_up(system.statistics, [each for each in EVENTS if each.at >= edge], ("1h",), [USERS])
     answer = await ask(system, "visitors", startTime=iso(edge - 3600), endTime=iso(edge + 3600), granularity="hour")
