@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 class MetricRegistry(Protocol):
     """The part of `storage.metric_registry.MetricRegistry` that the routes need."""
 
-    async def list(self, project_id: str) -> Sequence[StoredDefinition]: ...
+    async def list(self, project_id: str, *, deleted: Collection[str] = ()) -> Sequence[StoredDefinition]: ...
 
     async def create(self, project_id: str, definition: MetricDefinition) -> StoredDefinition: ...
 
@@ -49,7 +49,7 @@ class MetricRegistry(Protocol):
 
 
 class Known(NamedTuple):
-    """A metric. The built-in ones have version 0 and no time."""
+    """A metric. The built-in ones have version 0, and were never created."""
 
     definition: MetricDefinition
     counted: MetricDefinition
@@ -57,7 +57,8 @@ class Known(NamedTuple):
     version: int = 0
     created_at: datetime | None = None
     changed_at: datetime | None = None
-    """Since when it counts as it does."""
+    """Since when it counts as it does: a built-in one since one of the project's own in its place was deleted, or None
+    for always."""
 
 
 class Changes:
@@ -111,7 +112,7 @@ class Definitions:
             return kept.metrics
         try:
             async with asyncio.timeout(None if kept is None else REFRESH_WAIT_S):
-                own = await self._registry.list(project_id)
+                own = await self._registry.list(project_id, deleted=self._built_in.keys())
         except (Unavailable, TimeoutError):
             if kept is None:
                 raise
@@ -130,8 +131,14 @@ class Definitions:
                 each.definition, each.definition, each.version, each.created_at, each.changed_at
             )
             for each in own
+            if each.deleted_at is None
         }
-        metrics = self._built_in | named
+        back = {
+            each.definition.name: self._built_in[each.definition.name]._replace(changed_at=each.deleted_at)
+            for each in own
+            if each.deleted_at is not None
+        }
+        metrics = self._built_in | back | named
         counted = effective([each.definition for each in metrics.values()])
         return {each.name: metrics[each.name]._replace(counted=each) for each in counted}
 

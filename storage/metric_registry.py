@@ -7,7 +7,7 @@ that made them, not by version, because a transaction with a lower number may en
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -21,7 +21,8 @@ from storage.registry import PROJECT_ID
 from storage.statements import statement
 
 _COLUMNS = "project_id, definition, version, created_at, changed_at, deleted_at"
-_LIST = f"SELECT {_COLUMNS} FROM metric_definitions WHERE project_id = $1 AND deleted_at IS NULL ORDER BY name"
+_LIST = f"""SELECT {_COLUMNS} FROM metric_definitions
+WHERE project_id = $1 AND (deleted_at IS NULL OR name = ANY($2::text[])) ORDER BY name"""
 _CHANGED = f"SELECT {_COLUMNS} FROM metric_definitions WHERE changed_by >= $1::text::xid8 ORDER BY project_id, name"
 _OLDEST_RUNNING = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"
 _LOCK_PROJECT = "SELECT FROM projects WHERE project_id = $1 FOR NO KEY UPDATE"
@@ -92,10 +93,10 @@ class MetricRegistry:
             raise NotFound(f"{project_id} has no metric {name}")
         return _stored(row)
 
-    async def list(self, project_id: str) -> Sequence[StoredDefinition]:
-        """The project's metrics by name."""
+    async def list(self, project_id: str, *, deleted: Collection[str] = ()) -> Sequence[StoredDefinition]:
+        """The project's metrics by name, and those named in `deleted` that there were once."""
         async with self._postgres.session() as connection:
-            return _usable(await connection.fetch(_LIST, project_id))
+            return _usable(await connection.fetch(_LIST, project_id, list(deleted)))
 
     async def changes_since(self, since: int = 0) -> Changes:
         """Metrics made, replaced or deleted since that call, all for 0; some may be told twice."""
@@ -111,7 +112,7 @@ async def _check_others(connection: Connection, project_id: str, definition: Met
     if definition.aggregate_only:
         # Until the end of the transaction nobody else makes one.
         await connection.execute(_LOCK_PROJECT, project_id)
-        others = await connection.fetch(_LIST, project_id)
+        others = await connection.fetch(_LIST, project_id, [])
         validate_among(definition, [each.definition for each in _usable(others)])
 
 
@@ -151,9 +152,9 @@ class MemoryMetricRegistry:
         known = self._known(project_id, name)
         return self._put(project_id, known.definition, known.created_at, deleted_at=self._clock())
 
-    async def list(self, project_id: str) -> Sequence[StoredDefinition]:
-        mine = sorted(key for key, each in self._metrics.items() if key[0] == project_id and each.deleted_at is None)
-        return [self._metrics[key] for key in mine]
+    async def list(self, project_id: str, *, deleted: Collection[str] = ()) -> Sequence[StoredDefinition]:
+        mine = [self._metrics[key] for key in sorted(self._metrics) if key[0] == project_id]
+        return [each for each in mine if each.deleted_at is None or each.definition.name in deleted]
 
     async def changes_since(self, since: int = 0) -> Changes:
         begin = since if since <= self._changes + 1 else 0

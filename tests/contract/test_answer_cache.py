@@ -12,10 +12,13 @@ from storage.aggregate import Aggregate
 from storage.answer_cache import RedisAnswers
 from storage.embedded.process import free_port
 from storage.errors import Unavailable
+from storage.metric_definitions import MetricDefinition
 from storage.metric_reads import MetricReads
+from storage.metric_registry import MetricRegistry
 from storage.migrate import migrate
 from storage.postgres import Postgres
 from storage.postgres_rollups import PostgresRollups
+from storage.registry import Registry
 from storage.window_key import Size, WindowKey
 
 DAY = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp())
@@ -104,6 +107,27 @@ async def test_a_ranges_version_changes_with_its_rollups(postgres_url: str) -> N
     assert await version() is None
     assert await version(48, 72) is not None
     assert await reads.range_version("other", "events", DAY, DAY + 86400) is not None
+    await postgres.close()
+
+
+async def test_with_which_metrics_days_were_counted(postgres_url: str) -> None:
+    """Those that all projects have are told only of a project that has, or had, others."""
+    await migrate(postgres_url)
+    postgres = Postgres(postgres_url, owner="test", pool_size=2, deadline_s=10)
+    await Registry(postgres).create_project("shop")
+    rollups, reads, metrics = PostgresRollups(postgres, partitions=64), MetricReads(postgres), MetricRegistry(postgres)
+
+    async def after(built: str) -> dict[int, str]:
+        ticket = await rollups.begin_recount(["shop"], DAY, DAY + 86400)
+        await rollups.end_recount(DAY, DAY + 86400, {"shop": built}, ticket=ticket)
+        return await reads.counted_days("shop", DAY, DAY + 86400)
+
+    assert await after("x") == {}
+    assert await after("x;m=1") == {DAY: "x;m=1"}
+    assert await after("x") == {}
+    await metrics.create("shop", MetricDefinition("sessions"))
+    await metrics.delete("shop", "sessions")
+    assert await after("x") == {DAY: "x"}
     await postgres.close()
 
 

@@ -77,9 +77,11 @@ async def test_every_change_has_a_version_of_its_own(metrics: AnyRegistry) -> No
     assert replaced.definition == MetricDefinition("orders") and replaced.created_at == made.created_at
     deleted = await metrics.delete("shop", "orders")
     assert deleted.deleted_at is not None
-    assert await metrics.list("shop") == []
+    assert await metrics.list("shop") == [] == await metrics.list("shop", deleted=["other"])
+    assert await metrics.list("shop", deleted=["orders"]) == [deleted]
     again = await metrics.create("shop", ORDERS)
     assert again.deleted_at is None and again.definition == ORDERS
+    assert await metrics.list("shop", deleted=["orders"]) == [again]
     versions = [made.version, replaced.version, deleted.version, again.version]
     assert versions == sorted(set(versions))
 

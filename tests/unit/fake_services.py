@@ -322,10 +322,10 @@ class FakeMetricRegistry(MemoryMetricRegistry):
         self.now = datetime(1970, 1, 1, tzinfo=UTC)
         self.away = False
 
-    async def list(self, project_id: str) -> Sequence[StoredDefinition]:
+    async def list(self, project_id: str, *, deleted: Collection[str] = ()) -> Sequence[StoredDefinition]:
         if self.away:
             raise Unavailable("PostgreSQL did not answer")
-        return await super().list(project_id)
+        return await super().list(project_id, deleted=deleted)
 
 
 class FakeStoredEvents:

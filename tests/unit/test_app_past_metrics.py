@@ -91,6 +91,36 @@ async def test_other_patterns_change_no_number() -> None:
     assert system.statistics.stored.asked == []
 
 
+async def test_a_built_in_metric_is_not_told_by_what_was_in_its_place() -> None:
+    system = System()
+    statistics = system.statistics
+    statistics.registry.now = datetime.fromtimestamp(DEFINED + STILL_LIVE_S, UTC)
+    await statistics.registry.create("shop", MetricDefinition("unique_users", event_types=["none"]))
+    await statistics.registry.delete("shop", "unique_users")
+    statistics.stored.batches = [rows_of(EVENTS)]
+    await roll_up(statistics, EVENTS, ("1m", "1h", "1d"))
+    rolled = statistics.rollups.rows
+    for key in [key for key in rolled if key.metric == "unique_users" and key.start < DEFINED]:
+        del statistics.rollups._rows[key]
+
+    async def asked() -> Any:
+        return await ask(system, "unique_users", startTime=iso(FIRST), endTime=iso(FIRST + 5 * DAY), granularity="day")
+
+    assert values(await asked()) == [9] * 5
+    assert statistics.stored.asked == [(FIRST, DEFINED)]
+    # Days that were counted again since are told, those of before are not.
+    for day, built in ((FIRST, "x"), (FIRST + DAY, "x;unique_users=1")):
+        ticket = await statistics.rollups.begin_recount(["shop"], day, day + DAY)
+        await statistics.rollups.end_recount(day, day + DAY, {"shop": built}, ticket=ticket)
+    statistics.stored.asked.clear()
+    statistics.answers.version = "2"
+    assert values(await asked()) == [0, 9, 9, 9, 9]
+    assert statistics.stored.asked == [(FIRST + DAY, DEFINED)]
+    async with system.client("read") as client:
+        shown = (await client.get("/v1/metrics-definitions/unique_users")).json()
+    assert (shown["builtIn"], shown["version"], shown["definition"]["aggregation"]) == (True, None, "unique")
+
+
 async def test_events_with_other_patterns_are_told_by_roll_ups() -> None:
     system = await system_with()
     await system.statistics.registry.create("shop", replace(EVENTS_METRIC, patterns={"spikeFactor": 4}))
