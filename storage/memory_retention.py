@@ -1,7 +1,7 @@
 """The fake of what retention looks at, for unit tests; it passes the same contract suite as `PostgresRetention`."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from storage.errors import Conflict, NotFound, Unavailable
 from storage.ledger_counts import LedgerKey
 from storage.memory_manifest import MemoryManifest
-from storage.retention import Gone, Group, ProjectLimits, Removal, Run, Share, StoredDay
+from storage.retention import NO_LIMITS, Gone, Group, ProjectLimits, Removal, Run, Share, StoredDay
 
 ROW_BYTES = 100
 _HOUR_S = 3600
@@ -98,17 +98,24 @@ class MemoryRetention:
         return sorted({row["project_id"] for row in self._rows_of(day)})
 
     async def shares(
-        self, day: date, *, exported_before: datetime | None, projects: Sequence[str] | None = None
+        self,
+        day: date,
+        *,
+        exported_before: datetime | None,
+        projects: Sequence[str] | None = None,
+        lake_before: datetime | None = None,
+        lake_limited: Mapping[str, datetime | None] = NO_LIMITS,
     ) -> list[Share]:
         self._reach()
         found: defaultdict[str, list[bool]] = defaultdict(list)
         for row in self._rows_of(day):
             if projects is None or row["project_id"] in projects:
-                waits = exported_before is not None and self._waits(row, exported_before)
+                due = lake_limited.get(row["project_id"], lake_before)
+                waits = exported_before is not None and self._waits(row, exported_before, due)
                 found[row["project_id"]].append(waits)
         return [Share(project, len(waits), sum(waits)) for project, waits in sorted(found.items())]
 
-    def _waits(self, row: dict[str, Any], exported_before: datetime) -> bool:
+    def _waits(self, row: dict[str, Any], exported_before: datetime, lake_before: datetime | None) -> bool:
         partition, offset = row["partition_id"], row["log_offset"]
         exports = [each for each in self.manifest.exports if each.range.partition == partition]
         early = [each.range.next_offset for each in exports if each.at <= exported_before]
@@ -119,7 +126,10 @@ class MemoryRetention:
             and any(each[0] == partition and each[1] <= offset < each[2] for each in kept.file.ranges)
             for kept in self.manifest.live()
         )
-        return offset >= below or not is_in_a_file
+        later = [each for each in exports if each.range.next_offset > offset]
+        exported_at = min(later, key=lambda each: each.range.next_offset).at if later else exported_before
+        is_over = lake_before is not None and max(hour + timedelta(hours=1), exported_at) <= lake_before
+        return offset >= below or not (is_in_a_file or is_over)
 
     async def drop_day(self, run_id: int, day: date, *, size: int) -> int:
         self._reach()

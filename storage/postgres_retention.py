@@ -6,7 +6,7 @@ takes a moment.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -14,7 +14,7 @@ import asyncpg
 
 from storage.errors import Conflict, NotFound
 from storage.postgres import Connection, Postgres
-from storage.retention import LOCK_TIMEOUT_S, Gone, Group, ProjectLimits, Removal, Run, Share, StoredDay
+from storage.retention import LOCK_TIMEOUT_S, NO_LIMITS, Gone, Group, ProjectLimits, Removal, Run, Share, StoredDay
 from storage.statements import statement
 
 SCAN_DEADLINE_S = 600.0
@@ -117,9 +117,16 @@ class PostgresRetention:
             return [row[0] for row in await connection.fetch(_on(day, _DAY_PROJECTS))]
 
     async def shares(
-        self, day: date, *, exported_before: datetime | None, projects: Sequence[str] | None = None
+        self,
+        day: date,
+        *,
+        exported_before: datetime | None,
+        projects: Sequence[str] | None = None,
+        lake_before: datetime | None = None,
+        lake_limited: Mapping[str, datetime | None] = NO_LIMITS,
     ) -> list[Share]:
-        asked = (projects, exported_before is not None, exported_before)
+        limited = (list(lake_limited), list(lake_limited.values()))
+        asked = (projects, exported_before is not None, exported_before, lake_before, *limited)
         async with self._postgres.transaction(snapshot=True, deadline_s=SCAN_DEADLINE_S) as connection:
             if not await connection.fetchval(_IS_THERE, _table(day)):
                 return []

@@ -7,7 +7,7 @@ The law:
 - Whatever is removed is counted in the transaction that removes it: in the ledger as expired (LG-1), in the row of its
   run, and for events where the events of the project begin from now on.
 - `shares` says how many rows of a day must stay for the lake: those that were not exported by a time, and those that
-  are in no live file, whatever the checkpoint says.
+  are in no live file, whatever the checkpoint says. What was exported and whose time in the lake is over needs no file.
 - Calls that delete are bounded, by a limit or by pages; whoever calls goes on until nothing comes back. To do it again
   is harmless, at the same time too.
 - `drop_day` waits for its lock for `LOCK_TIMEOUT_S` at most, because every writer and reader that comes meanwhile
@@ -15,11 +15,12 @@ The law:
 - Each call ends at its deadline.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import Literal, NamedTuple, Protocol
 
 LOCK_TIMEOUT_S = 0.3
+NO_LIMITS: Mapping[str, datetime | None] = {}
 
 RecordKind = Literal["rollups", "aggregated", "dead_letters", "patterns", "recomputed_days", "counted_days", "runs"]
 Kind = Literal["partitions", "events", "moved_files", "expired_files", "rewritten_files", "plans"] | RecordKind
@@ -124,9 +125,16 @@ class RetentionStore(Protocol):
         """Those that have rows of the day."""
 
     async def shares(
-        self, day: date, *, exported_before: datetime | None, projects: Sequence[str] | None = None
+        self,
+        day: date,
+        *,
+        exported_before: datetime | None,
+        projects: Sequence[str] | None = None,
+        lake_before: datetime | None = None,
+        lake_limited: Mapping[str, datetime | None] = NO_LIMITS,
     ) -> list[Share]:
-        """Of the projects, or of all that have rows of the day. Without `exported_before` nothing waits."""
+        """Of the projects, or of all that have rows of the day. Without `exported_before` nothing waits. What of the
+        lake is due is said as for `storage.lake_listing.LakeListing.aging`."""
 
     async def drop_day(self, run_id: int, day: date, *, size: int) -> int:
         """Remove the day with all its rows: how many. 0 when it is not there. Raises `Conflict`."""

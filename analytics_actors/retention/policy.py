@@ -103,8 +103,10 @@ class Policy:
             return []
         raw = self.raw.after_export if limits.raw_days is None else limits.raw_days
         lake = self.lake_days if limits.lake_days is None else limits.lake_days
-        if lake and (not raw or raw > lake):
-            kept = f"{raw} days" if raw else "for ever"
+        # They go by whole days, the lake's files by hours.
+        longest = max(raw, self.least_raw_days) + 1
+        if lake and (not raw or longest > lake):
+            kept = f"up to {longest} days" if raw else "for ever"
             return [f"raw events of {project_id} would stay in PostgreSQL {kept}, in the lake {lake} days"]
         return []
 

@@ -1,9 +1,10 @@
 """Raw events leave PostgreSQL: whole days where all of a day may go, else the rows of projects whose time is over.
 
 The law:
-- No row goes that the lake still needs: it must have been exported early enough, and be in a live file now. A day of
-  which a row waits for that stays, but for rows of projects with shorter limits, and is told. While the lake is behind
-  with what was stored then, the day stays as a whole.
+- No row goes that the lake still needs: it must have been exported early enough, and be in a live file now unless its
+  time in the lake is over too (where limits are near one another the file goes first). A day of which a row waits for
+  that stays, but for rows of projects with shorter limits, and is told. While the lake is behind with what was stored
+  then, the day stays as a whole.
 - A day stays while a project with a longer limit has rows in it; the others' rows are deleted in bounded batches, and
   their room on disk is free when the day is dropped.
 - A day that is in use (a long read) is tried a few times, and told as busy then: ingest never waits longer for us than
@@ -46,7 +47,7 @@ class StoredDays:
                     f"{day.day}: the lake has not all that was stored since {needed_since:%Y-%m-%d %H:%M}Z"
                 )
                 continue
-            total, may_go = await self._shares(day.day, due, report)
+            total, may_go = await self._shares(day.day, due, policy, now, report)
             if len(may_go) == len(projects):
                 async for removal in self._drop(day, total, report, run_id):
                     yield removal
@@ -54,7 +55,9 @@ class StoredDays:
                 async for removal in self._delete(day, total, may_go, report, run_id):
                     yield removal
 
-    async def _shares(self, day: date, due: dict[str, Due], report: Report) -> tuple[int, list[Share]]:
+    async def _shares(
+        self, day: date, due: dict[str, Due], policy: Policy, now: datetime, report: Report
+    ) -> tuple[int, list[Share]]:
         """How many rows the day has, and the shares that may go."""
         by_time: defaultdict[Due, set[str]] = defaultdict(set)
         for project_id, when in due.items():
@@ -63,7 +66,12 @@ class StoredDays:
         may_go: list[Share] = []
         waiting: list[Share] = []
         for when, projects in by_time.items():
-            shares = await self._store.shares(day, exported_before=when.exported_before)
+            shares = await self._store.shares(
+                day,
+                exported_before=when.exported_before,
+                lake_before=policy.lake_before(now),
+                lake_limited=policy.lake_limits(now),
+            )
             total = sum(share.rows for share in shares)
             for share in shares:
                 if share.project_id in projects:

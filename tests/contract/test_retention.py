@@ -176,6 +176,24 @@ async def test_what_the_checkpoint_has_passed_and_no_file_holds_waits(subject: S
     assert await subject.retention.shares(OLD_DAY, exported_before=NOW) == [Share("shop", 2, 2)]
 
 
+async def test_a_row_whose_time_in_the_lake_is_over_needs_no_file(subject: Subject) -> None:
+    await fill(subject, exported=2)
+    [file] = await subject.lake.listing.files()
+    plan = await subject.lake.manifest.plan_swap("expire", [file.file_id])
+    assert plan is not None and await subject.lake.manifest.swap(plan, []) == "committed"
+    today, later = datetime.now(UTC).date(), datetime.now(UTC) + timedelta(hours=3)
+
+    async def waiting(**options: Any) -> int:
+        [share] = await subject.retention.shares(today, exported_before=later, projects=["shop"], **options)
+        return share.waiting
+
+    assert await waiting() == 3
+    assert await waiting(lake_before=later) == 1, "one was not exported"
+    assert await waiting(lake_before=TIME + timedelta(minutes=45)) == 3, "it was exported later than that"
+    assert await waiting(lake_before=TIME, lake_limited={"shop": later, BLOG: None}) == 1
+    assert await waiting(lake_before=later, lake_limited={"shop": None}) == 3, "never"
+
+
 async def test_a_day_is_dropped_and_counted(subject: Subject) -> None:
     await fill(subject)
     await subject.age()

@@ -306,6 +306,24 @@ def test_what_is_imported_is_kept_from_its_import_on(tmp_path: Path) -> None:
     in_lake(test, tmp_path / "keeper")
 
 
+@pytest.mark.parametrize(("raw", "lake"), [(7, 7), (7, 5), (1, 1)])
+def test_raw_events_go_also_when_the_lakes_file_went_first(tmp_path: Path, raw: int, lake: int) -> None:
+    """Limits that are accepted no more, or the settings' own."""
+
+    async def test(kept: Kept) -> None:
+        await kept.store.set_limits("p0", ProjectLimits(raw_days=raw, lake_days=lake))
+        # From 12:53 to 00:30: the hour is over long before the day is.
+        await kept.pass_days(0.484)
+        await kept.send("p0", "a")
+        await kept.pass_days(3 / 24)
+        for _ in range(max(raw, lake) + 4):
+            await kept.pass_days(1)
+            report = await kept.run(READY)
+        assert (kept.stored, kept.in_lake, report.kept) == ([], [], [])
+
+    in_lake(test, tmp_path / "keeper")
+
+
 def test_a_fresh_file_of_an_old_hour_is_not_moved_before_it_may_be_merged(tmp_path: Path) -> None:
     async def test(kept: Kept) -> None:
         await kept.send("p0", "old", age_s=1000 * DAY_S)
@@ -540,7 +558,10 @@ def test_limits_that_contradict_one_another_are_told() -> None:
         (ProjectLimits(raw_days=0), False),
         (ProjectLimits(raw_days=0, lake_days=0), True),
         (ProjectLimits(lake_days=6), False),
-        (ProjectLimits(raw_days=6, lake_days=6), True),
+        (ProjectLimits(raw_days=6, lake_days=6), False),
+        (ProjectLimits(raw_days=6, lake_days=7), True),
+        (ProjectLimits(raw_days=1, lake_days=3), False),
+        (ProjectLimits(raw_days=1, lake_days=4), True),
     ]
     for limits, is_right in asked:
         assert (policy().contradictions("shop", limits) == []) is is_right, limits
