@@ -6,7 +6,7 @@ not read. Of the columns only those that are needed are; the others come as null
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,8 @@ from storage.lake_file import SCHEMA
 from storage.window_key import microseconds
 
 BATCH_ROWS = 16 * 1024
-"""Some 10 MB of events."""
+BATCH_BYTES = 10 * 1024 * 1024
+"""Of rows that are about as large as those of their row group; one row at least."""
 READ_BUFFER_BYTES = 1024 * 1024
 
 _NAMES_THERE = {"properties": "properties_json", "context": "context_json"}
@@ -46,12 +47,24 @@ def read_rows(path: Path, wanted: WantedRows) -> Generator[pa.RecordBatch, None,
             groups = [n for n in range(file.num_row_groups) if _may_hold(file.metadata.row_group(n), wanted)]
             there = [_NAMES_THERE.get(name, name) for name in names]
             projects = pa.array(wanted.projects, pa.string())
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=there, use_threads=False):
+            for batch in _batches(file, groups, there):
                 rows = _chosen(batch, projects, wanted)
                 if rows.num_rows:
                     yield _as_events(rows, names)
     except pa.ArrowException as error:
         raise FormatError(f"a file of the lake cannot be read: {error}") from error
+
+
+def _batches(file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    for number in groups:
+        rows = min(BATCH_ROWS, max(1, BATCH_BYTES // _row_bytes(file.metadata.row_group(number), columns)))
+        yield from file.iter_batches(rows, row_groups=[number], columns=columns, use_threads=False)
+
+
+def _row_bytes(group: pq.RowGroupMetaData, columns: Collection[str]) -> int:
+    """As they lie in the file before compression."""
+    read = (column for column in map(group.column, range(group.num_columns)) if column.path_in_schema in columns)
+    return 1 + sum(column.total_uncompressed_size for column in read) // max(group.num_rows, 1)
 
 
 def _may_hold(group: pq.RowGroupMetaData, wanted: WantedRows) -> bool:

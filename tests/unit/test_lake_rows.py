@@ -68,6 +68,25 @@ def test_what_cannot_hold_a_wanted_row_is_not_read(path: Path) -> None:
     assert _found(path, WantedRows(["a", "p25", "z"], 0, ALWAYS)) == []
 
 
+def test_a_batch_is_of_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "part.parquet"
+    with path.open("wb") as sink, LakeFileWriter(sink, hour=HOUR_S, plan=1, number=0, ranges=RANGES) as writer:
+        for project, length in (("p0", 10), ("p1", 200_000)):
+            texts = [f'{{"n":"{n}{"x" * length}"}}' for n in range(30)]
+            rows = [made_row(n, project_id=project, event_type="view", properties=texts[n]) for n in range(30)]
+            rows.sort(key=lambda row: (row["timestamp"], row["event_id"]))
+            writer.write(lake_rows(made_events(rows)))
+        writer.finish()
+    monkeypatch.setattr("storage.lake_rows.BATCH_BYTES", 1_000_000)
+    everything = WantedRows(["p0", "p1"], 0, ALWAYS)
+    small, *large = read_rows(path, everything)
+    assert small.num_rows == 30 and sum(batch.num_rows for batch in large) == 30
+    assert all(batch.nbytes < 1_100_000 for batch in large)
+    assert len(list(read_rows(path, everything._replace(columns=("event_type",))))) == 2
+    monkeypatch.setattr("storage.lake_rows.BATCH_BYTES", 1)
+    assert [batch.num_rows for batch in read_rows(path, everything)] == [1] * 60
+
+
 def test_what_is_no_file_of_the_lake_is_refused(path: Path) -> None:
     pq.write_table(pq.read_table(path).drop_columns(["session_id"]), path)
     with pytest.raises(FormatError, match="other columns"):
