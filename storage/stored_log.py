@@ -57,9 +57,12 @@ class DeadRow(NamedTuple):
 
 
 class StoredLog(Protocol):
-    async def stretches(self, within: OffsetRange, *, since: datetime | None, max_rows: int) -> list[Stretch]:
-        """The range in pieces of about `max_rows` rows, in the order of offsets; together they cover all of it, also
-        where nothing was stored. `since`: nothing of it was stored earlier (`StoredMark.since`), None if not known."""
+    async def stretches(
+        self, within: OffsetRange, *, since: datetime | None, max_rows: int, max_bytes: int
+    ) -> list[Stretch]:
+        """The range in pieces of about `max_rows` rows, and of `max_bytes` of properties and context and a record more
+        at most, in the order of offsets; together they cover all of it, also where nothing was stored. `since`: nothing
+        of it was stored earlier (`StoredMark.since`), None if not known."""
 
     def rows(self, stretch: Stretch) -> Batches:
         """The stored events in the schema `storage.event_columns.OFFSET_COLUMNS`."""
@@ -74,10 +77,12 @@ class PostgresStoredLog:
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
 
-    async def stretches(self, within: OffsetRange, *, since: datetime | None, max_rows: int) -> list[Stretch]:
+    async def stretches(
+        self, within: OffsetRange, *, since: datetime | None, max_rows: int, max_bytes: int
+    ) -> list[Stretch]:
         async with self._postgres.transaction(snapshot=True, deadline_s=READ_DEADLINE_S) as connection:
             await connection.execute(_PLAN)
-            found = await connection.fetch(_STRETCHES, *within, since or _EPOCH, max_rows)
+            found = await connection.fetch(_STRETCHES, *within, since or _EPOCH, max_rows, max_bytes)
         return _covering(within, [(row[0], row[1], row[2], row[3]) for row in found])
 
     async def rows(self, stretch: Stretch) -> AsyncIterator[pa.RecordBatch]:
@@ -124,17 +129,22 @@ class MemoryStoredLog:
         self.available = True
         """While False every call raises `Unavailable`."""
 
-    async def stretches(self, within: OffsetRange, *, since: datetime | None, max_rows: int) -> list[Stretch]:
+    async def stretches(
+        self, within: OffsetRange, *, since: datetime | None, max_rows: int, max_bytes: int
+    ) -> list[Stretch]:
         self._require_available()
         rows = sorted(self._rows(within), key=_offset_of)
-        pieces: dict[int, _Piece] = {}
-        before = 0
+        pieces: dict[tuple[int, int], _Piece] = {}
+        rows_before = bytes_before = 0
         for offset, record in groupby(rows, key=_offset_of):
-            stored = [datetime.fromtimestamp(row["stored_ms"] / 1000, UTC) for row in record]
-            first, count, earliest, latest = pieces.get(before // max_rows, (offset, 0, stored[0], stored[0]))
+            of_record = list(record)
+            stored = [datetime.fromtimestamp(row["stored_ms"] / 1000, UTC) for row in of_record]
+            piece = rows_before // max_rows, bytes_before // max_bytes
+            first, count, earliest, latest = pieces.get(piece, (offset, 0, stored[0], stored[0]))
             times = [*stored, earliest, latest]
-            pieces[before // max_rows] = first, count + len(stored), min(times), max(times)
-            before += len(stored)
+            pieces[piece] = first, count + len(stored), min(times), max(times)
+            rows_before += len(stored)
+            bytes_before += sum(len(row["properties"]) + len(row["context"] or "") for row in of_record)
         return _covering(within, list(pieces.values()))
 
     async def rows(self, stretch: Stretch) -> AsyncIterator[pa.RecordBatch]:

@@ -22,7 +22,8 @@ MAX_RECORDS = 256
 """Of one read, over all partitions; the tail bounds it in bytes too."""
 
 STRETCH_ROWS = 4000
-"""Of one read from the event store, so that large events do not make it large."""
+STRETCH_BYTES = 4 * 1024 * 1024
+"""Of one read from the event store; a record more at most."""
 
 Pending = Callable[[], Awaitable[Sequence[PendingExport]]]
 """`storage.lake_listing.LakeListing.pending`: since when what the lake does not have was stored."""
@@ -89,7 +90,9 @@ class Reading:
         found: list[Stretch] = []
         for each in ranges:
             self._counters.count("log_gaps")
-            found += await self._stored.stretches(each, since=since.get(each.partition), max_rows=STRETCH_ROWS)
+            found += await self._stored.stretches(
+                each, since=since.get(each.partition), max_rows=STRETCH_ROWS, max_bytes=STRETCH_BYTES
+            )
         return found
 
     async def _read_back(self, stretch: Stretch) -> Piece:

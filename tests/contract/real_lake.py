@@ -92,7 +92,7 @@ class RealLake:
         log = self.subject.stored_log
         batches = [
             batch
-            for stretch in await log.stretches(within, since=None, max_rows=1000)
+            for stretch in await log.stretches(within, since=None, max_rows=1000, max_bytes=1 << 30)
             async for batch in log.rows(stretch)
         ]
         rows = pa.Table.from_batches(batches, OFFSET_COLUMNS)
