@@ -17,7 +17,7 @@ AT_ONCE = 4
 
 _NAME = re.compile(
     r"(?P<top>(?:[^/]+/)*)events/year=\d{4}/month=\d\d/day=\d\d/hour=\d\d/"
-    r"(?P<kind>part|compact)-(?P<plan>\d{12,18})-(?P<number>\d{5})\.parquet",
+    r"(?P<kind>part|compact)-(?P<plan>\d{12,18})-(?P<number>\d{5,18})\.parquet",
     re.ASCII,
 )
 

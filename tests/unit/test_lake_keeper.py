@@ -12,7 +12,9 @@ import pytest
 
 from analytics_actors.lake.compaction import choose
 from analytics_actors.lake.keeper import LakeKeeper
+from analytics_actors.lake.objects import Name, name_of
 from config.settings import LakeSettings
+from storage.lake_file import cold_key, key_of
 from storage.lake_manifest import FileEntry
 from storage.memory_lake_listing import MemoryLakeListing
 from tests.seeds import seeds
@@ -293,6 +295,13 @@ def test_an_idle_keeper_asks_seldom(tmp_path: Path) -> None:
         assert 50 <= asked <= 70
 
     in_lake(test, tmp_path / "keeper")
+
+
+@pytest.mark.parametrize("number", [0, 99_999, 100_000])
+def test_a_files_name_is_known_whatever_its_number(number: int) -> None:
+    key = key_of(1_700_000_000 // HOUR_S * HOUR_S, 7, number)
+    assert name_of(key) == Name("part", 7, is_cold=False)
+    assert name_of(cold_key(key)) == Name("part", 7, is_cold=True)
 
 
 def test_orphans_are_removed_and_nothing_else_is(tmp_path: Path) -> None:
