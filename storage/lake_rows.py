@@ -65,7 +65,8 @@ def _row_bytes(group: pq.RowGroupMetaData, columns: Collection[str]) -> int:
     """As they lie in the file before compression."""
     read = (column for column in map(group.column, range(group.num_columns)) if column.path_in_schema in columns)
     size: int = sum(column.total_uncompressed_size for column in read)
-    return 1 + size // max(group.num_rows, 1)
+    rows: int = group.num_rows
+    return 1 + size // max(rows, 1)
 
 
 def _may_hold(group: pq.RowGroupMetaData, wanted: WantedRows) -> bool:
