@@ -249,10 +249,17 @@ class GatewayIngest:
         except LinkError:
             return False
 
-    async def drain(self) -> None:
-        """Return when every request that was taken has its answer."""
-        for lane in self._lanes:
-            await lane.drain()
+    async def drain(self, *, deadline_s: float) -> bool:
+        """Return when every request that was taken has its answer: whether they had within the deadline.
+
+        After it the others are given up: they were not acknowledged."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                for lane in self._lanes:
+                    await lane.drain()
+        except TimeoutError:
+            return False
+        return True
 
 
 def _answer(waiting: Waiting, receipt: Receipt) -> None:

@@ -148,17 +148,24 @@ class Spooler:
             return False
         self._modes[shard] = ShardMode.HANDING_OVER
         self._handed_over[shard].clear()
-        # Behind every put that was already on its way into the thread.
-        await self._in_thread(_nothing)
+        drained = False
+        try:
+            # Behind every put that was already on its way into the thread.
+            await self._in_thread(_nothing)
+            drained = await self._drain_rest(shard)
+        finally:
+            # Whatever has happened: those who wait for the end of this have no other.
+            self._modes[shard] = ShardMode.DIRECT if drained else ShardMode.SPOOLING
+            self._handed_over[shard].set()
+        if drained:
+            self._tripped[shard].clear()
+            _log.info("the spool is drained", extra={"action": "spool_drained", "shard": shard})
+        return drained
+
+    async def _drain_rest(self, shard: int) -> bool:
         while self._depth(shard):
             if not await self._drain_once(shard):
-                self._modes[shard] = ShardMode.SPOOLING
-                self._handed_over[shard].set()
                 return False
-        self._modes[shard] = ShardMode.DIRECT
-        self._tripped[shard].clear()
-        self._handed_over[shard].set()
-        _log.info("the spool is drained", extra={"action": "spool_drained", "shard": shard})
         return True
 
     async def _drain_once(self, shard: int) -> bool:

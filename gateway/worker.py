@@ -37,7 +37,7 @@ from gateway.spooler import Spooler
 from gateway.sql import open_sql
 from gateway.statistics import open_statistics
 from gateway.status import WorkerStatus
-from gateway.supervisor import WORKER_ROWS
+from gateway.supervisor import CLOSE_ALLOWANCE_S, WORKER_ROWS
 from gateway.worker_rows import WorkerRows
 from storage.event_queries import EventQueries
 from storage.key_cache_file import KeyCacheFile
@@ -56,6 +56,9 @@ from storage.spool import Spool
 METRICS_INTERVAL_S = 0.5
 """What other workers see of this one is no older."""
 
+LAST_FLIGHTS_S = CLOSE_ALLOWANCE_S / 2
+"""For appends that their requests no longer wait for. The other half is for closing, before the supervisor kills."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -72,7 +75,7 @@ class Worker:
         self._ingest = GatewayIngest(settings, self._link, self._spooler)
 
     async def run(self, sock: socket.socket) -> None:
-        """Return after SIGTERM, when every request that was taken has its answer."""
+        """Return after SIGTERM, when every request that was taken has its answer or its deadline has passed."""
         settings, gateway = self._settings, self._settings.gateway
         async with AsyncExitStack() as stack:
             stack.callback(self._link.stop)
@@ -135,7 +138,8 @@ class Worker:
             collect_seldom()
             keep_freed_memory()
             await serve(app, sock, gateway, on_shutdown=statistics.streams.close)
-            await self._ingest.drain()
+            if not await self._ingest.drain(deadline_s=LAST_FLIGHTS_S):
+                _log.warning("requests are given up", extra={"action": "drain_timeout", "worker": self._number})
             self._metrics.flush()
 
     def _open_spool(self) -> Spool:

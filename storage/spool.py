@@ -172,9 +172,16 @@ class Spool:
         for spooled in done:
             self._count(len(encode_batch(spooled.batch)), spooled.batch, sign=-1)
         if not self.bytes:
-            # Space goes back to the disk once nothing waits any more.
+            self._give_space_back()
+
+    def _give_space_back(self) -> None:
+        """To the disk, as far as that goes: what stays is used again, and the next time may do better."""
+        try:
             self._db.execute("PRAGMA incremental_vacuum").fetchall()
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            fields = {"action": "spool_not_shrunk", "path": str(self.path), "error": str(error)}
+            _log.warning("the spool keeps its space", extra=fields)
 
     def close(self) -> None:
         self._db.close()

@@ -11,7 +11,7 @@ import pytest
 from analytics_actors.messages import APPENDED, FULL, REPEATED, UNAVAILABLE, AppendReply
 from config.settings import ActorSettings, GatewaySettings, LogSettings, Settings
 from gateway.ingest import GatewayIngest
-from gateway.rows import Overloaded, Row
+from gateway.rows import Overloaded, Receipt, Row
 from gateway.shard_stream import LinkError
 from gateway.spooler import Spooler
 from storage.errors import SpoolFull
@@ -225,9 +225,50 @@ async def test_drain_waits_for_everything_under_way(system: System) -> None:
     system.log.gate = asyncio.Event()
     tasks = [asyncio.create_task(system.submit(f"e{n}")) for n in range(5)]
     await asyncio.sleep(0)
-    draining = asyncio.create_task(system.ingest.drain())
+    draining = asyncio.create_task(system.ingest.drain(deadline_s=5))
     await asyncio.sleep(0.01)
     assert not draining.done()
     system.log.gate.set()
-    await draining
+    assert await draining
     assert all(task.done() for task in tasks)
+
+
+async def test_drain_gives_up_at_its_deadline(system: System) -> None:
+    system.log.gate = asyncio.Event()
+    task = asyncio.create_task(system.submit("a"))
+    await asyncio.sleep(0)
+    assert not await system.ingest.drain(deadline_s=0.05)
+    assert not task.done()
+    task.cancel()
+
+
+async def test_newcomers_are_spooled_when_a_hand_over_fails(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The drainer ends, and with it the worker: until then nobody waits for it, and nothing is lost."""
+    down = True
+    system.log.failing = lambda: -1 if down else None
+    await system.submit("a")
+    late: list[asyncio.Task[Receipt]] = []
+
+    def fail(done: object) -> None:
+        raise RuntimeError("an error that nobody thought of")
+
+    async def append(shard: int, raw: bytes, *, deadline_s: float) -> list[AppendReply]:
+        if system.spooler.modes == ["handing over"]:
+            late.append(asyncio.create_task(system.submit("late")))
+            await asyncio.sleep(0.05)
+            monkeypatch.setattr(system.spool, "remove", fail)
+        return await plain_append(shard, raw, deadline_s=deadline_s)
+
+    plain_append = system.log.append
+    # More than is handed over at once, so that a first call succeeds and another belongs to the hand-over.
+    monkeypatch.setattr("gateway.spooler.DRAIN_CALL_BYTES", 1)
+    await system.submit("b")
+    monkeypatch.setattr(system.log, "append", append)
+    down = False
+    with pytest.raises(RuntimeError, match="nobody thought of"):
+        await system.drainers[0]
+    receipts = [await asyncio.wait_for(late[0], 1), await asyncio.wait_for(system.submit("new"), 1)]
+    assert [receipt.ack for receipt in receipts] == ["spooled", "spooled"]
+    assert system.spooler.modes == ["spooling"]
+    assert sum(system.spool.depth.values()) == 3
+    assert await system.ingest.drain(deadline_s=1)

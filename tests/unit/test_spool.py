@@ -97,6 +97,20 @@ def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
     spool.close()
 
 
+def test_a_disk_too_full_to_shrink_the_file_forgets_what_was_removed(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.put([batch(1)])
+
+    def refuse(action: int, name: str | None, *_: str | None) -> int:
+        full = action == sqlite3.SQLITE_PRAGMA and name in ("incremental_vacuum", "wal_checkpoint")
+        return sqlite3.SQLITE_DENY if full else sqlite3.SQLITE_OK
+
+    spool._db.set_authorizer(refuse)
+    spool.remove(spool.oldest([0], max_bytes=10_000))
+    assert (spool.bytes, spool.oldest([0], max_bytes=10_000)) == (0, [])
+    spool.close()
+
+
 def test_others_may_look_into_a_spool_while_it_is_written(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     spool.put([batch(1)])
