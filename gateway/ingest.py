@@ -82,6 +82,8 @@ class Lane:
         self._max_bytes = max_bytes
         self._waiting: list[Waiting] = []
         self._flights: set[asyncio.Task[None]] = set()
+        # First come, first served: no flight overtakes one that waits for the end of a hand-over (OR-1).
+        self._turn = asyncio.Lock()
         self._waiting_rows = 0
         self._take_off_timer: asyncio.Handle | None = None
         self._took_off_at = float("-inf")
@@ -165,7 +167,9 @@ class Lane:
             self._answered_bytes_per_s = 0.8 * self._answered_bytes_per_s + 0.2 * rate
 
     async def _deliver(self, groups: list[list[Waiting]], batches: list[EventBatch]) -> None:
-        if self._spooler.must_spool(self.shard):
+        async with self._turn:
+            direct = await self._spooler.goes_direct(self.shard)
+        if not direct:
             await self._spool(groups, batches)
             return
         try:

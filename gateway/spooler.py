@@ -115,6 +115,12 @@ class Spooler:
     def must_spool(self, shard: int) -> bool:
         return self._modes[shard] is not ShardMode.DIRECT
 
+    async def goes_direct(self, shard: int) -> bool:
+        """Whether a batch can be appended now. Waits for the end of a hand-over."""
+        while self._modes[shard] is ShardMode.HANDING_OVER:
+            await self._handed_over[shard].wait()
+        return self._modes[shard] is ShardMode.DIRECT
+
     def trip(self, shard: int, reason: str) -> None:
         """An append failed: what follows goes through the spool."""
         if self._modes[shard] is ShardMode.DIRECT:
@@ -124,9 +130,9 @@ class Spooler:
 
     async def put(self, shard: int, batches: Sequence[EventBatch]) -> None:
         """On disk when it returns. Raises `SpoolFull`."""
-        while self._modes[shard] is ShardMode.HANDING_OVER:
-            await self._handed_over[shard].wait()
-        self.trip(shard, "spooled")
+        # Only of a batch whose own append has failed: it trips the shard anew.
+        if await self.goes_direct(shard):
+            self.trip(shard, "spooled")
         await self._in_thread(lambda: self._spool.put(batches))
 
     async def run(self, shard: int) -> None:

@@ -151,6 +151,43 @@ async def test_order_is_kept_through_the_spool(system: System) -> None:
     assert system.log.stored == ids
 
 
+async def test_flights_that_waited_for_a_hand_over_are_appended_in_their_order(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a steady load some always wait: spooling them would begin all over again."""
+    # One batch a call: the second one belongs to the hand-over.
+    monkeypatch.setattr("gateway.spooler.DRAIN_CALL_BYTES", 1)
+    down = True
+    system.log.failing = lambda: -1 if down else None
+    await system.submit("a")
+    await system.submit("b")
+    plain_append, handed_over = system.log.append, system.spooler._handed_over[0]
+    plain_set, lane = handed_over.set, system.ingest._lanes[0]
+    late: list[asyncio.Task[Receipt]] = []
+
+    async def append(shard: int, raw: bytes, *, deadline_s: float) -> list[AppendReply]:
+        if system.spooler.modes == ["handing over"]:
+            late.append(asyncio.create_task(system.submit("c")))
+            await asyncio.sleep(0.05)
+            monkeypatch.setattr("gateway.ingest.FLIGHT_SPACING_S", 10.0)
+            late.append(asyncio.create_task(system.submit("d")))
+            await asyncio.sleep(0)
+        return await plain_append(shard, raw, deadline_s=deadline_s)
+
+    def take_off_and_set() -> None:
+        # The worst moment: the flight that waits has not been woken yet, and this one need not wait.
+        lane._take_off()
+        plain_set()
+
+    monkeypatch.setattr(system.log, "append", append)
+    monkeypatch.setattr(handed_over, "set", take_off_and_set)
+    down = False
+    await system.settled()
+    assert [(await task).ack for task in late] == ["logged", "logged"]
+    assert system.log.stored == ["a", "b", "c", "d"]
+    assert system.spooler.modes == ["direct"]
+
+
 async def test_what_an_earlier_life_spooled_goes_first(tmp_path: Path) -> None:
     log = FakeLog()
     log.failing = lambda: -1
