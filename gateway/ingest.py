@@ -39,6 +39,8 @@ wait."""
 
 MAX_FLIGHT_EVENTS = 20_000
 """Rows in one append call: a few MB, tens of milliseconds of an actor's time."""
+MAX_FLIGHT_BYTES = 16 * 1024 * 1024
+"""The same in `row_bytes`, far below `append_stream.MAX_FRAME_BYTES`; a single request may have more."""
 
 ROW_OVERHEAD_BYTES = 300
 """What a row costs beside its JSON: its other columns and the Python objects around them, roughly."""
@@ -138,10 +140,11 @@ class Lane:
         self._schedule()
 
     def _board(self) -> list[Waiting]:
-        events = 0
+        events = size = 0
         for count, waiting in enumerate(self._waiting):
             events += len(waiting.part.rows)
-            if events > MAX_FLIGHT_EVENTS and count:
+            size += waiting.size
+            if (events > MAX_FLIGHT_EVENTS or size > MAX_FLIGHT_BYTES) and count:
                 aboard, self._waiting = self._waiting[:count], self._waiting[count:]
                 return aboard
         aboard, self._waiting = self._waiting, []

@@ -112,9 +112,6 @@ class Spooler:
         """The spools of the other workers of this machine: they lie side by side."""
         return [path for path in self._spool.path.parent.glob("spool-*.sqlite") if path != self._spool.path]
 
-    def must_spool(self, shard: int) -> bool:
-        return self._modes[shard] is not ShardMode.DIRECT
-
     async def goes_direct(self, shard: int) -> bool:
         """Whether a batch can be appended now. Waits for the end of a hand-over."""
         while self._modes[shard] is ShardMode.HANDING_OVER:

@@ -10,7 +10,7 @@ import pytest
 
 from analytics_actors.messages import APPENDED, FULL, REPEATED, UNAVAILABLE, AppendReply
 from config.settings import ActorSettings, GatewaySettings, LogSettings, Settings
-from gateway.ingest import GatewayIngest
+from gateway.ingest import GatewayIngest, row_bytes
 from gateway.rows import Overloaded, Receipt, Row
 from gateway.shard_stream import LinkError
 from gateway.spooler import Spooler
@@ -75,7 +75,7 @@ class System:
         return await self.ingest.submit(project, rows(*event_ids), rejected=rejected, received_at=NOW)
 
     async def settled(self) -> None:
-        while any(self.spooler.must_spool(shard) for shard in range(len(self.drainers))):
+        while set(self.spooler.modes) != {"direct"}:
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:
@@ -234,6 +234,18 @@ async def test_bytes_in_flight_are_bounded(tmp_path: Path) -> None:
     assert system.ingest.inflight_bytes == 0
     assert (await system.submit("later")).ack == "logged"
     await system.close()
+
+
+async def test_a_flight_is_bounded_in_bytes_too(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that the batcher refuses could neither be appended nor drained, ever."""
+    one = row_bytes(rows("a"))
+    monkeypatch.setattr("gateway.ingest.MAX_FLIGHT_BYTES", 2 * one)
+    requests = [("a",), ("b",), ("c",), ("d1", "d2", "d3"), ("e",)]
+    receipts = await asyncio.gather(*(system.submit(*ids) for ids in requests))
+    assert {receipt.ack for receipt in receipts} == {"logged"}
+    flights = [[len(batch.fingerprints) // 8 for batch in call] for call in system.log.calls]
+    assert flights == [[2], [1], [3], [1]]
+    assert system.log.stored == [event_id for ids in requests for event_id in ids]
 
 
 async def test_a_stuck_shard_does_not_hold_up_another(tmp_path: Path) -> None:
