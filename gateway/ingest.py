@@ -87,7 +87,8 @@ class Lane:
         # First come, first served: no flight overtakes one that waits for the end of a hand-over (OR-1).
         self._turn = asyncio.Lock()
         self._waiting_rows = 0
-        self._take_off_timer: asyncio.Handle | None = None
+        self._pause: asyncio.TimerHandle | None = None
+        self._taking_off = False
         self._took_off_at = float("-inf")
         self.bytes = 0
         self._answered_bytes_per_s = 0.0
@@ -108,22 +109,23 @@ class Lane:
         return min(60, max(OVERLOAD_RETRY_S, math.ceil(self.bytes / self._answered_bytes_per_s)))
 
     def _schedule(self) -> None:
-        if not self._waiting or len(self._flights) >= MAX_FLIGHTS:
+        if not self._waiting or len(self._flights) >= MAX_FLIGHTS or self._taking_off:
             return
         loop = asyncio.get_running_loop()
         pause_s = self._took_off_at + FLIGHT_SPACING_S - loop.time()
         if self._waiting_rows >= FULL_FLIGHT_ROWS or pause_s <= 0:
-            if isinstance(self._take_off_timer, asyncio.TimerHandle):
-                self._take_off_timer.cancel()
-                self._take_off_timer = None
-            if self._take_off_timer is None:
-                # Not at once: requests that the loop has read together travel together.
-                self._take_off_timer = loop.call_soon(self._take_off)
-        elif self._take_off_timer is None:
-            self._take_off_timer = loop.call_later(pause_s, self._take_off)
+            if self._pause is not None:
+                self._pause.cancel()
+                self._pause = None
+            # Not at once: requests that the loop has read together travel together.
+            self._taking_off = True
+            loop.call_soon(self._take_off)
+        elif self._pause is None:
+            self._pause = loop.call_later(pause_s, self._take_off)
 
     def _take_off(self) -> None:
-        self._take_off_timer = None
+        self._pause = None
+        self._taking_off = False
         if len(self._flights) >= MAX_FLIGHTS or not self._waiting:
             return
         aboard = self._board()

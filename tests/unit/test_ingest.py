@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import uvloop
 
 from analytics_actors.messages import APPENDED, FULL, REPEATED, UNAVAILABLE, AppendReply
 from config.settings import ActorSettings, GatewaySettings, LogSettings, Settings
@@ -234,6 +235,29 @@ async def test_bytes_in_flight_are_bounded(tmp_path: Path) -> None:
     assert system.ingest.inflight_bytes == 0
     assert (await system.submit("later")).ack == "logged"
     await system.close()
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_full_flight_does_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Under the loop of tests and under that of the gateway, whose timers are of another class."""
+    monkeypatch.setattr("gateway.ingest.FLIGHT_SPACING_S", 10.0)
+    monkeypatch.setattr("gateway.ingest.FULL_FLIGHT_ROWS", 3)
+
+    async def fly() -> list[int]:
+        system = System(tmp_path, FakeLog(), SETTINGS)
+        await system.submit("a")
+        small = asyncio.create_task(system.submit("b"))
+        await asyncio.sleep(0.01)
+        assert len(system.log.calls) == 1
+        await asyncio.wait_for(system.submit("c", "d"), 5)
+        await small
+        await system.close()
+        return [len(batch.fingerprints) // 8 for call in system.log.calls for batch in call]
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(fly()) == [1, 3]
 
 
 async def test_a_flight_is_bounded_in_bytes_too(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
