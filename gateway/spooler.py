@@ -89,7 +89,8 @@ class Spooler:
         Of all workers of this machine. Raises `Unavailable`.
         """
         spools = [await asyncio.to_thread(read_counts, path) for path in self._other_paths()]
-        spools.append((self._spool.events, self._spool.rejected))
+        # A copy from the spool's own thread, which changes them.
+        spools.append(await self._in_thread(lambda: (self._spool.events.copy(), self._spool.rejected.copy())))
         events, rejected = Counter[int](), Counter[int]()
         for spooled in spools:
             for source, target in zip(spooled, (events, rejected), strict=True):

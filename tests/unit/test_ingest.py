@@ -1,9 +1,12 @@
 """Rows are answered when they are safe: in the log, or in the spool while the log cannot be reached."""
 
 import asyncio
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from gateway.shard_stream import LinkError
 from gateway.spooler import Spooler
 from storage.errors import SpoolFull
 from storage.event_batch import EventBatch, decode_batches, pack_duplicates, unpack_rows
-from storage.spool import Spool
+from storage.spool import Spool, SpooledHour
 
 NOW = datetime(2026, 5, 1, 12, 30, tzinfo=UTC)
 
@@ -202,6 +205,26 @@ async def test_what_an_earlier_life_spooled_goes_first(tmp_path: Path) -> None:
     assert log.stored == ["a", "b", "c"]
     assert {receipt.ack for receipt in receipts} <= {"spooled", "logged"}
     await second.close()
+
+
+async def test_counts_are_not_read_while_the_spool_changes_them(system: System) -> None:
+    system.log.failing = lambda: -1
+    await system.submit("a", "b", rejected=1)
+    readers = []
+
+    class Watched(Counter[SpooledHour]):
+        def copy(self) -> Counter[SpooledHour]:
+            readers.append(threading.current_thread().name)
+            return Counter(dict(self))
+
+        def items(self) -> Any:
+            readers.append(threading.current_thread().name)
+            return super().items()
+
+    system.spool.events, system.spool.rejected = Watched(system.spool.events), Watched(system.spool.rejected)
+    events, rejected = await system.spooler.counts_of("p")
+    assert (events.total(), rejected.total()) == (2, 1)
+    assert {name.partition("_")[0] for name in readers} == {"spool"}
 
 
 async def test_a_full_log_is_told_at_once_and_not_spooled(system: System) -> None:
