@@ -29,6 +29,7 @@ SPOOL_VERSION = 1
 MIN_FREE_BYTES = 1024 * 1024
 """A disk with less does not take batches for long; `put` tries all the same."""
 _ADOPT_BYTES = 4 * 1024 * 1024
+_BUSY_MS = 5000
 
 _log = logging.getLogger(__name__)
 
@@ -65,16 +66,17 @@ class Spool:
         self.bytes = 0
         self.events: Counter[SpooledHour] = Counter()
         self.rejected: Counter[SpooledHour] = Counter()
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
         self._open()
 
     def _open(self) -> None:
         [version] = self._db.execute("PRAGMA user_version").fetchone()
         if version not in (0, SPOOL_VERSION):
             raise FormatError(f"{self.path} has version {version}; this release reads {SPOOL_VERSION}: upgrade it")
+        # Before anything is written: to a file that has pages it is a wish, fulfilled by the next VACUUM.
+        self._db.execute("PRAGMA auto_vacuum=INCREMENTAL")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("PRAGMA auto_vacuum=INCREMENTAL")
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS spool"
             " (id INTEGER PRIMARY KEY AUTOINCREMENT, partition INTEGER NOT NULL, bytes INTEGER NOT NULL,"
@@ -93,6 +95,8 @@ class Spool:
             except FormatError as error:
                 unreadable.append((str(error), row_id))
         self._set_aside(unreadable)
+        if not self.bytes:
+            self._give_space_back()
 
     def _set_aside(self, unreadable: Sequence[tuple[str, int]]) -> None:
         if not unreadable:
@@ -177,11 +181,19 @@ class Spool:
     def _give_space_back(self) -> None:
         """To the disk, as far as that goes: what stays is used again, and the next time may do better."""
         try:
-            self._db.execute("PRAGMA incremental_vacuum").fetchall()
+            if self._db.execute("PRAGMA auto_vacuum").fetchone() == (0,):
+                # Made by a release that asked for it too late.
+                self._db.execute("VACUUM")
+            # `execute` would free one page: it does not step through a statement without columns.
+            self._db.executescript("PRAGMA incremental_vacuum")
+            # Puts wait meanwhile; a reader is no reason to.
+            self._db.execute("PRAGMA busy_timeout=0")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
             fields = {"action": "spool_not_shrunk", "path": str(self.path), "error": str(error)}
             _log.warning("the spool keeps its space", extra=fields)
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
 
     def close(self) -> None:
         self._db.close()

@@ -2,13 +2,14 @@
 
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from storage.errors import FormatError, SpoolFull, Unavailable
-from storage.event_batch import BATCH_VERSION, EventBatch, PackedRows, Segment
+from storage.event_batch import BATCH_VERSION, EventBatch, PackedRows, Segment, encode_batch
 from storage.fingerprint import fingerprint
 from storage.spool import MIN_FREE_BYTES, Spool, SpoolDepth, SpooledHour, read_counts, read_depth, spool_holds
 
@@ -108,6 +109,51 @@ def test_a_disk_too_full_to_shrink_the_file_forgets_what_was_removed(tmp_path: P
     spool._db.set_authorizer(refuse)
     spool.remove(spool.oldest([0], max_bytes=10_000))
     assert (spool.bytes, spool.oldest([0], max_bytes=10_000)) == (0, [])
+    spool.close()
+
+
+def test_an_emptied_spool_gives_its_space_back(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    empty = spool.path.stat().st_size
+    spool.put([batch(1, size=500_000)])
+    spool.remove(spool.oldest([0], max_bytes=1))
+    assert spool.path.stat().st_size <= empty + 8192
+    assert spool.path.with_name("spool.sqlite-wal").stat().st_size == 0
+    spool.close()
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_a_file_of_an_earlier_release_shrinks_too_once_it_is_empty(tmp_path: Path, *, waiting: bool) -> None:
+    db = sqlite3.connect(tmp_path / "spool.sqlite", isolation_level=None)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute(
+        "CREATE TABLE spool (id INTEGER PRIMARY KEY AUTOINCREMENT, partition INTEGER NOT NULL,"
+        " bytes INTEGER NOT NULL, batch BLOB NOT NULL)"
+    )
+    raw = encode_batch(batch(1, size=500_000))
+    db.execute("INSERT INTO spool (partition, bytes, batch) VALUES (0, ?, ?)", (len(raw), raw))
+    if not waiting:
+        db.execute("DELETE FROM spool")
+    db.execute("PRAGMA user_version=1")
+    db.close()
+    spool = open_spool(tmp_path)
+    spool.remove(spool.oldest([0], max_bytes=1))
+    assert spool.path.stat().st_size < 50_000
+    spool.close()
+
+
+def test_a_reader_does_not_hold_up_a_removal(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path)
+    spool.put([batch(1)])
+    reader = sqlite3.connect(f"file:{spool.path}?mode=ro", uri=True, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM spool").fetchone()
+    started = time.monotonic()
+    spool.remove(spool.oldest([0], max_bytes=1))
+    assert time.monotonic() - started < 2
+    assert reader.execute("SELECT count(*) FROM spool").fetchone() == (1,)
+    reader.close()
+    spool.put([batch(2)])
     spool.close()
 
 
