@@ -8,6 +8,7 @@ machine. A node does not survive its head: `start` always makes a fresh one, on 
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from analytics_actors.process_identity import ProcessIdentity, end_session, identify
 from config.heap import ARROW_IN_HEAP
 from config.settings import MIB, Settings
-from storage.embedded.process import OnSpawn, free_port, kept_secret, nobody_asked, spawn, wait_ready
+from storage.embedded.process import OnSpawn, free_port, kept_secret, nobody_asked, spawn, wait_ready, write_private
 from storage.errors import Misconfigured
 
 OBJECT_STORE_BYTES = 200 * MIB
@@ -30,6 +31,7 @@ DRIVER_PATIENCE_S = 10 * 365 * 86400
 MAX_TEMP_DIR_CHARS = 24
 """A Unix socket's path holds 107 bytes, of which Ray's session and socket names take 78."""
 
+_TEMP_DIR_PREFIX = "aa-"
 _GAVE_UP = b"The current node timed out during startup"
 _LOOPBACK = {
     # Not a cluster of many machines: every listener of Ray binds 127.0.0.1 instead of all interfaces.
@@ -118,7 +120,12 @@ class RayNode:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         kept_secret(self._token_path)
         self.temp_dir = _short_temp_dir()
-        _record(self._directory).write_text(str(self.temp_dir))
+        try:
+            write_private(_record(self._directory), str(self.temp_dir).encode())
+        except OSError:
+            # Without a record nobody would find it.
+            self.temp_dir.rmdir()
+            raise
         said_before = self.log_path.stat().st_size if self.log_path.exists() else 0
         self.process = spawn(self._command(), log_path=self.log_path, environment=self._node_environment())
         self.identity = identify(self.process.pid)
@@ -166,8 +173,8 @@ class RayNode:
 
 def _short_temp_dir() -> Path:
     wanted = tempfile.gettempdir()
-    parent = wanted if len(wanted) <= MAX_TEMP_DIR_CHARS - len("/aa-12345678/r") else "/tmp"  # noqa: S108
-    return Path(tempfile.mkdtemp(prefix="aa-", dir=parent))
+    parent = wanted if len(wanted) <= MAX_TEMP_DIR_CHARS - len(f"/{_TEMP_DIR_PREFIX}12345678/r") else "/tmp"  # noqa: S108
+    return Path(tempfile.mkdtemp(prefix=_TEMP_DIR_PREFIX, dir=parent))
 
 
 def remove_last_session(directory: Path) -> None:
@@ -178,13 +185,26 @@ def remove_last_session(directory: Path) -> None:
     record = _record(directory)
     if not record.exists():
         return
-    temp_dir = Path(record.read_text())
-    logs = temp_dir / "r" / "session_latest" / "logs"
-    if logs.is_dir():
-        shutil.rmtree(last_session(directory), ignore_errors=True)
-        shutil.copytree(logs, last_session(directory), symlinks=True, ignore_dangling_symlinks=True)
-    shutil.rmtree(temp_dir, ignore_errors=True)
+    temp_dir = Path(record.read_text(errors="replace"))
+    if _is_ours(temp_dir):
+        logs = temp_dir / "r" / "session_latest" / "logs"
+        if logs.is_dir():
+            shutil.rmtree(last_session(directory), ignore_errors=True)
+            shutil.copytree(logs, last_session(directory), symlinks=True, ignore_dangling_symlinks=True)
+        shutil.rmtree(temp_dir, ignore_errors=True)
     record.unlink()
+
+
+def _is_ours(temp_dir: Path) -> bool:
+    """Whether this can be what `_short_temp_dir` has made. A damaged record may name anything: an empty one is the
+    current directory."""
+    if not temp_dir.is_absolute() or not temp_dir.name.startswith(_TEMP_DIR_PREFIX):
+        return False
+    try:
+        found = temp_dir.lstat()
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def last_session(directory: Path) -> Path:

@@ -1,11 +1,15 @@
 """A start of Ray that Ray itself gives up is made again; any other failure is told."""
 
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from analytics_actors.ray_node import RayNode
+from analytics_actors import ray_node
+from analytics_actors.ray_node import RayNode, remove_last_session
 from config import Settings
 from storage.errors import Misconfigured
 
@@ -53,3 +57,87 @@ def test_it_is_not_tried_for_longer_than_was_said(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured):
         node.start(deadline_s=0.3)
     node.stop()
+
+
+@pytest.fixture
+def made() -> Iterator[Path]:
+    """A folder with a file, named as those of a node are."""
+    with tempfile.TemporaryDirectory(prefix="aa-", ignore_cleanup_errors=True) as name:
+        (Path(name) / "kept").touch()
+        yield Path(name)
+
+
+def record(directory: Path, text: str) -> Path:
+    path = directory / "temp_dir"
+    path.write_text(text)
+    return path
+
+
+def test_what_the_last_node_left_is_removed(tmp_path: Path, made: Path) -> None:
+    path = record(tmp_path, str(made))
+    remove_last_session(tmp_path)
+    assert not made.exists()
+    assert not path.exists()
+    remove_last_session(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", ".", "aa-relative", "\0", "/tmp/aa-\0", "/"])
+def test_a_damaged_record_removes_nothing_but_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    directory, current = tmp_path / "ray", tmp_path / "current"
+    kept = current / "aa-relative" / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    directory.mkdir()
+    monkeypatch.chdir(current)
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    path = record(directory, text)
+    remove_last_session(directory)
+    assert kept.exists()
+    assert not path.exists()
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("removes")
+
+
+@pytest.mark.parametrize("whose", ["another name", "a link", "a file", "another user"])
+def test_what_a_node_has_not_made_stays(
+    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    named = made
+    if whose == "another name":
+        named = tmp_path / "theirs"
+        named.mkdir()
+    elif whose == "a link":
+        named = tmp_path / "aa-link"
+        named.symlink_to(made)
+    elif whose == "a file":
+        named = tmp_path / "aa-file"
+        named.touch()
+    else:
+        other = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: other)
+    path = record(tmp_path, str(named))
+    remove_last_session(tmp_path)
+    assert named.exists()
+    assert (made / "kept").exists()
+    assert not path.exists()
+
+
+def test_a_start_that_cannot_be_recorded_leaves_no_folder(
+    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    own = made / "own"
+    own.mkdir()
+    monkeypatch.setattr(ray_node, "write_private", disk_full)
+    monkeypatch.setattr(ray_node, "_short_temp_dir", lambda: own)
+    node = ScriptedNode(tmp_path, STARTS)
+    with pytest.raises(OSError, match="No space left"):
+        node.start()
+    node.stop()
+    assert not own.exists()
