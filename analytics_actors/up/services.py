@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from analytics_actors.process_identity import end_session, identify
+from analytics_actors.process_identity import ProcessIdentity, end_session, identify
 from analytics_actors.ray_node import RayNode, last_session
 from analytics_actors.up.children import ChildFailed, run_module
 from analytics_actors.up.folder import DataFolder
@@ -97,6 +97,7 @@ class GatewayService:
         self._environment = environment
         self._log_path = folder.logs / "gateway.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._identity: ProcessIdentity | None = None
         self._turn = threading.Lock()
 
     @property
@@ -105,17 +106,24 @@ class GatewayService:
         return int(self._folder.port_file.read_text())
 
     def start(self, *, deadline_s: float = 60.0) -> None:
-        """Return when a worker answers."""
+        """Return when a worker answers. What does not get ready is stopped: the next start could not take its port."""
         with self._turn:
+            self._end()
             self._folder.port_file.unlink(missing_ok=True)
             command = [sys.executable, "-m", "gateway", "--settings", str(self._folder.settings_file)]
             command += ["--port-file", str(self._folder.port_file)]
             self._process = spawn(command, log_path=self._log_path, environment=self._environment)
-            self._run_file.record(self.name, self._process.pid)
-            self._wait_ready(self._process, until_s=time.monotonic() + deadline_s)
+            # Taken now: once it has ended, its number may be another's.
+            self._identity = identify(self._process.pid)
+            try:
+                self._run_file.record(self.name, self._process.pid)
+                self._wait_ready(self._process, until_s=time.monotonic() + deadline_s)
+            except BaseException:
+                self._end()
+                raise
 
     def _wait_ready(self, process: "subprocess.Popen[bytes]", *, until_s: float) -> None:
-        while not self._answers():
+        while not self._answers() or process.poll() is not None:
             if process.poll() is not None or time.monotonic() > until_s or self._stopping.is_set():
                 raise Misconfigured(f"the gateway did not start; the end of its log:\n{log_end(self._log_path)}")
             time.sleep(0.02)
@@ -145,14 +153,17 @@ class GatewayService:
     def stop(self) -> None:
         """Requests in flight finish first; then workers and supervisor end."""
         with self._turn:
-            if self._process is None:
-                return
-            identity = identify(self._process.pid)
-            deadline_s = self._settings.gateway.drain_deadline_s + MANNERS[self.name].deadline_s
-            if identity is not None:
-                end_session(identity, with_signal=signal.SIGTERM, deadline_s=deadline_s)
-            self._process.wait()
+            self._end()
             self._run_file.forget(self.name)
+
+    def _end(self) -> None:
+        """End the last process and its session, if there is one."""
+        if self._process is None:
+            return
+        deadline_s = self._settings.gateway.drain_deadline_s + MANNERS[self.name].deadline_s
+        if self._identity is not None:
+            end_session(self._identity, with_signal=signal.SIGTERM, deadline_s=deadline_s)
+        self._process.wait()
 
 
 class Actors(Protocol):

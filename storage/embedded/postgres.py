@@ -51,6 +51,8 @@ _OPTIONS = {
     "autovacuum_vacuum_cost_limit": "50",
     "idle_in_transaction_session_timeout": "60s",
 }
+STOP_UNREADY_S = 10.0
+"""For one that did not get ready: it has no sessions, but perhaps a recovery to leave."""
 _BACKENDS_OF_A_KILLED_SERVER = "pre-existing shared memory block"
 
 
@@ -72,7 +74,9 @@ class EmbeddedPostgres:
         return f"postgresql://postgres:{self._password_path.read_text()}@127.0.0.1:{self.port}/postgres"
 
     def start(self, *, deadline_s: float = 60.0, on_spawn: OnSpawn = nobody_asked) -> None:
-        """Create the cluster if there is none, start it, return when it takes connections."""
+        """Create the cluster if there is none, start it, return when it takes connections. What does not get ready is
+        stopped: the next start could not take its place."""
+        self.stop()
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._account = account_for(self._directory, self._cluster, postgres_binary("postgres"))
         if not (self._cluster / "PG_VERSION").exists():
@@ -98,12 +102,16 @@ class EmbeddedPostgres:
             command += ["-c", f"{name}={value}"]
         until = time.monotonic() + deadline_s
         self.process = spawn(command, log_path=self.log_path, uid=self._account.uid)
-        on_spawn(self.process.pid)
         try:
+            on_spawn(self.process.pid)
             wait_ready(self.process, self._answers, log_path=self.log_path, deadline_s=deadline_s)
         except Misconfigured:
+            self.stop(deadline_s=STOP_UNREADY_S)
             if _BACKENDS_OF_A_KILLED_SERVER in log_end(self.log_path, lines=3) and time.monotonic() < until:
                 return False
+            raise
+        except BaseException:
+            self.stop(deadline_s=STOP_UNREADY_S)
             raise
         return True
 

@@ -106,9 +106,10 @@ def spawn(
 def wait_ready(
     process: "subprocess.Popen[bytes]", ready: Callable[[], bool], *, log_path: Path, deadline_s: float
 ) -> None:
-    """Return when `ready()` holds. Raises `Misconfigured` with the log's last lines otherwise."""
+    """Return when `ready()` holds and the process lives: another one may answer in its place. Raises `Misconfigured`
+    with the log's last lines otherwise."""
     until = time.monotonic() + deadline_s
-    while not ready():
+    while not ready() or process.poll() is not None:
         if process.poll() is not None or time.monotonic() > until:
             state = "did not get ready in time" if process.poll() is None else f"ended with {process.returncode}"
             name = Path(process.args[0]).name  # type: ignore[index,arg-type]

@@ -42,15 +42,22 @@ class EmbeddedValkey:
         return f"redis://:{self._password_path.read_text()}@127.0.0.1:{self.port}/0"
 
     def start(self, *, deadline_s: float = 60.0, on_spawn: OnSpawn = nobody_asked) -> None:
-        """Start and return when it has loaded its data. Raises `Misconfigured` with the log's end."""
+        """Start and return when it has loaded its data. Raises `Misconfigured` with the log's end; what did not get
+        ready is stopped."""
+        self.stop()
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._check_version()
         self.port = self.port or free_port()
         options_path = self._directory / "valkey.conf"
         write_private(options_path, self._options().encode())
         self.process = spawn([str(valkey_binary()), str(options_path)], log_path=self.log_path)
-        on_spawn(self.process.pid)
-        wait_ready(self.process, self._answers, log_path=self.log_path, deadline_s=deadline_s)
+        try:
+            on_spawn(self.process.pid)
+            wait_ready(self.process, self._answers, log_path=self.log_path, deadline_s=deadline_s)
+        except BaseException:
+            # The next start could not take its place.
+            self.stop()
+            raise
 
     def _options(self) -> str:
         options = {

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -151,3 +152,39 @@ def test_valkey_shows_why_it_did_not_start(valkey: EmbeddedValkey, tmp_path: Pat
     manifest.write_text("nonsense\n")
     with pytest.raises(Misconfigured, match="the end of"):
         valkey.start()
+
+
+@pytest.mark.parametrize("kind", ["valkey", "postgres"])
+def test_a_server_that_does_not_get_ready_is_stopped_and_can_be_started_again(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server: EmbeddedValkey | EmbeddedPostgres = request.getfixturevalue(kind)
+    spawned: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "_answers", lambda: False)
+        with pytest.raises(Misconfigured, match="did not get ready in time"):
+            server.start(deadline_s=0.5, on_spawn=spawned.append)
+    assert is_gone(server.process)
+    server.start(on_spawn=spawned.append)
+    abandoned = server.process
+    # One that lives gives its place to the next.
+    server.start(on_spawn=spawned.append)
+    assert is_gone(abandoned)
+    assert not is_gone(server.process)
+    assert len(set(spawned)) == 3
+
+
+@pytest.mark.parametrize("kind", ["valkey", "postgres"])
+def test_a_server_that_cannot_be_recorded_is_stopped(kind: str, request: pytest.FixtureRequest) -> None:
+    server: EmbeddedValkey | EmbeddedPostgres = request.getfixturevalue(kind)
+
+    def disk_full(_pid: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        server.start(on_spawn=disk_full)
+    assert is_gone(server.process)
+
+
+def is_gone(process: "subprocess.Popen[bytes] | None") -> bool:
+    return process is not None and process.poll() is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from analytics_actors.process_identity import identify
+from analytics_actors.process_identity import identify, is_alive
 from analytics_actors.up import daemon, logs
 from analytics_actors.up.children import ChildFailed, run_module
 from analytics_actors.up.connection import Connection, summary
@@ -19,6 +19,9 @@ from analytics_actors.up.folder import DataFolder, FolderInUse
 from analytics_actors.up.keeper import Keeper, backoff_s
 from analytics_actors.up.run import down
 from analytics_actors.up.run_file import RunFile
+from analytics_actors.up.services import GatewayService
+from config.settings import Settings
+from storage.embedded.process import wait_ready
 from storage.errors import Misconfigured
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -186,6 +189,26 @@ def test_nothing_is_started_again_while_stopping() -> None:
     service = FakeService(stopping, deaths=5)
     Keeper(service, stopping).run()
     assert service.starts == 0
+
+
+def test_a_dead_child_is_not_ready_because_another_answers(tmp_path: Path, sleeper: "subprocess.Popen[bytes]") -> None:
+    sleeper.kill()
+    sleeper.wait()
+    with pytest.raises(Misconfigured, match="ended with -9"):
+        wait_ready(sleeper, lambda: True, log_path=tmp_path / "log", deadline_s=10)
+
+
+def test_a_gateway_that_does_not_get_ready_is_ended(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Run in the gateway's place: the module of that name in the current directory.
+    (folder.path / "gateway.py").write_text("import time; time.sleep(60)")
+    monkeypatch.chdir(folder.path)
+    run_file = RunFile(folder.run_file)
+    gateway = GatewayService(folder, Settings(), run_file, {}, threading.Event())
+    with pytest.raises(Misconfigured, match="gateway did not start"):
+        gateway.start(deadline_s=0.2)
+    assert not is_alive(run_file.children()["gateway"])
+    gateway.stop()
+    assert run_file.children() == {}
 
 
 def test_the_pause_before_a_start_grows_and_is_bounded() -> None:
