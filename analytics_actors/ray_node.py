@@ -5,6 +5,7 @@ stop) is the child's session, and only that is ended: `ray stop` would end every
 machine. A node does not survive its head: `start` always makes a fresh one, on the same ports.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -190,7 +191,9 @@ def remove_last_session(directory: Path) -> None:
         logs = temp_dir / "r" / "session_latest" / "logs"
         if logs.is_dir():
             shutil.rmtree(last_session(directory), ignore_errors=True)
-            shutil.copytree(logs, last_session(directory), symlinks=True, ignore_dangling_symlinks=True)
+            # On a full disk they are lost; the node's folder may be what fills it.
+            with contextlib.suppress(OSError):
+                shutil.copytree(logs, last_session(directory), symlinks=True, ignore_dangling_symlinks=True)
         shutil.rmtree(temp_dir, ignore_errors=True)
     record.unlink()
 

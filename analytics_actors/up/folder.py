@@ -15,7 +15,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from storage.errors import Misconfigured
@@ -65,20 +65,22 @@ class DataFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder. Raises `FolderInUse`, and `Misconfigured` when nothing can be written there. The lock ends
         with the process, however that ends."""
-        with os.fdopen(self._open_lock(), "r+") as file:
+        descriptor = self._open_lock()
+        try:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise FolderInUse(self.path, self.holder()) from None
-            file.truncate()
-            file.write(str(os.getpid()))
-            file.flush()
+            os.ftruncate(descriptor, 0)
+            # On a full disk the lock holds without saying whose it is: what was left behind can be ended nevertheless.
+            with suppress(OSError):
+                os.write(descriptor, str(os.getpid()).encode())
             try:
                 yield
             finally:
-                file.seek(0)
-                file.truncate()
-                file.flush()
+                os.ftruncate(descriptor, 0)
+        finally:
+            os.close(descriptor)
 
     def _open_lock(self) -> int:
         try:

@@ -4,6 +4,7 @@ Each entry names a process beyond doubt (`ProcessIdentity`) and stands for the s
 entry is written as soon as its process exists and removed when the process was stopped.
 """
 
+import contextlib
 import signal
 import threading
 from pathlib import Path
@@ -55,7 +56,8 @@ class RunFile:
                 self._write()
 
     def forget(self, name: str) -> None:
-        with self._lock:
+        """An entry that stays because the disk is full does no harm: its process is gone."""
+        with self._lock, contextlib.suppress(OSError):
             if self._own.pop(name, None) is not None:
                 self._write()
 

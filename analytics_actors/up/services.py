@@ -273,7 +273,7 @@ def drain_actors(folder: DataFolder, environment: Mapping[str, str]) -> None:
     """What is not stored at the deadline is safe in the log, and is stored after the next start (NL-1)."""
     try:
         _cluster(folder, environment, ["--drain"], deadline_s=DRAIN_DEADLINE_S, cancelled=lambda: False)
-    except ChildFailed as error:
+    except (ChildFailed, OSError) as error:
         _log.warning("the actors were not drained", extra={"action": "drain_failed", "error": str(error)})
 
 

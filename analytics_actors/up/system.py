@@ -201,9 +201,19 @@ class System:
 
     def stop(self) -> None:
         """Drain, then end everything that was started, and nothing else: first what takes events, last what keeps
-        them."""
+        them. A part that cannot be stopped in order keeps none of the others from it; the first error is raised at the
+        end."""
         self._stopping.set()
         parts: list[Service | Actors] = [self._gateway, self._actors, *self._stores]
+        first_error: Exception | None = None
         for part in parts:
-            part.stop()
-            _log.info("a part is stopped", extra={"action": "stopped", "part": type(part).__name__})
+            name = type(part).__name__
+            try:
+                part.stop()
+            except Exception as error:
+                first_error = first_error or error
+                _log.exception("a part did not stop in order", extra={"action": "stop_failed", "part": name})
+            else:
+                _log.info("a part is stopped", extra={"action": "stopped", "part": name})
+        if first_error is not None:
+            raise first_error

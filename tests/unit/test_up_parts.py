@@ -1,5 +1,6 @@
 """The parts of `up` that need no server: folder and lock, run.json, restarts, logs, the detached child's words."""
 
+import errno
 import os
 import signal
 import stat
@@ -13,6 +14,7 @@ import pytest
 
 from analytics_actors.process_identity import identify, is_alive
 from analytics_actors.up import daemon, logs
+from analytics_actors.up import run_file as run_files
 from analytics_actors.up.children import ChildFailed, run_module
 from analytics_actors.up.connection import Connection, summary
 from analytics_actors.up.folder import DataFolder, FolderInUse
@@ -20,6 +22,7 @@ from analytics_actors.up.keeper import Keeper, backoff_s
 from analytics_actors.up.run import down
 from analytics_actors.up.run_file import RunFile
 from analytics_actors.up.services import GatewayService
+from analytics_actors.up.system import System
 from config.settings import Settings
 from storage.embedded.process import wait_ready
 from storage.errors import Misconfigured
@@ -117,6 +120,46 @@ def test_a_damaged_list_of_leftovers_is_told_and_keeps_nobody_from_stopping(
             down(folder)
     run_file.forget("ray")
     assert down(folder) == []
+
+
+def test_a_full_disk_keeps_nobody_from_stopping(
+    folder: DataFolder, sleeper: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_file = RunFile(folder.run_file)
+    run_file.record("gateway", sleeper.pid)
+
+    def disk_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run_files, "write_private", disk_full)
+    monkeypatch.setattr(os, "write", disk_full)
+    run_file.forget("gateway")
+    assert down(folder) == ["gateway"]
+
+
+class FakePart:
+    def __init__(self, name: str, stopped: list[str], error: Exception | None = None) -> None:
+        self._name = name
+        self._stopped = stopped
+        self._error = error
+
+    def stop(self) -> None:
+        self._stopped.append(self._name)
+        if self._error is not None:
+            raise self._error
+
+
+def test_a_part_that_does_not_stop_keeps_none_of_the_others_from_it(folder: DataFolder) -> None:
+    system = System(folder, Settings(), threading.Event(), report=lambda _: None)
+    stopped: list[str] = []
+    vars(system).update(
+        _gateway=FakePart("gateway", stopped, OSError("first")),
+        _actors=FakePart("actors", stopped, OSError("second")),
+        _stores=[FakePart("valkey", stopped), FakePart("postgres", stopped)],
+    )
+    with pytest.raises(OSError, match="first"):
+        system.stop()
+    assert stopped == ["gateway", "actors", "valkey", "postgres"]
 
 
 def test_down_ends_leftovers_when_no_up_runs(folder: DataFolder, sleeper: "subprocess.Popen[bytes]") -> None:
