@@ -19,13 +19,15 @@ The law:
   and ends at its deadline.
 """
 
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Literal, NamedTuple, Protocol
+from urllib.parse import unquote, urlsplit
 
 from storage.lake_manifest import OffsetRange
-from storage.object_store import ObjectStore
+from storage.object_store import ObjectStore, s3_parts
 
 Owner = Literal["project", "client", "all"]
 DestinationKind = Literal["client", "backup"]
@@ -134,7 +136,7 @@ class DeliveredVolume(NamedTuple):
 class Destinations(Protocol):
     async def create(self, destination: Destination, *, since: Since = "now") -> None:
         """Raises `NotFound` when there is no such project, and `Conflict` for an id that is taken, or for a second
-        one of the same owner at the same place: its events would be there twice."""
+        one of the same owner at the same place (`place_of`): its events would be there twice."""
 
     async def get(self, destination_id: str) -> Destination:
         """Raises `NotFound`."""
@@ -144,7 +146,7 @@ class Destinations(Protocol):
 
     async def change(self, destination: Destination) -> None:
         """Where it is and whether it is enabled; owner, kind and url stay. Its trouble is forgotten. Raises
-        `NotFound`."""
+        `NotFound`, and `Conflict` when it would come to another one's place."""
 
     async def remove(self, destination_id: str) -> None:
         """What was delivered stays where it is. Raises `NotFound`."""
@@ -190,8 +192,16 @@ class Destinations(Protocol):
 
 
 def place_of(destination: Destination) -> tuple[str, ...]:
-    """Where it is and whose events it gets: one destination is there at most."""
-    return (destination.url, destination.endpoint_url, destination.owner, destination.owner_id)
+    """Where it is and whose events it gets, the same however the place is written: one destination is there at most."""
+    owner = (destination.owner, destination.owner_id)
+    try:
+        url = urlsplit(destination.url)
+        if url.scheme == "file":
+            return (*owner, "file", os.path.normpath(f"/{unquote(url.path).strip('/')}"))
+        return (*owner, url.scheme, *s3_parts(destination.endpoint_url, url))
+    except ValueError:
+        # Nothing can be delivered there.
+        return (*owner, destination.url, destination.endpoint_url)
 
 
 def state_of(destination: Destination, status: DeliveryStatus, *, now: datetime, behind_s: float) -> DeliveryState:

@@ -57,8 +57,7 @@ class MemoryDestinations:
         self.projects[project_id] = (client_id or project_id, 0)
 
     async def create(self, destination: Destination, *, since: Since = "now") -> None:
-        places = {place_of(kept.destination) for kept in self.kept.values()}
-        if destination.destination_id in self.kept or place_of(destination) in places:
+        if destination.destination_id in self.kept or self._is_taken(place_of(destination)):
             raise Conflict(f"there is a destination of the same owner at {destination.url} already, or of that id")
         begun = list(self._begun(destination))
         status = DeliveryStatus(self._now(), None, None, None, "", 0, 0, 0, 0, 0)
@@ -67,6 +66,9 @@ class MemoryDestinations:
             for project_id, partition, first in begun
         ]
         self.kept[destination.destination_id] = KeptDestination(destination, status, stretches)
+
+    def _is_taken(self, place: tuple[str, ...]) -> bool:
+        return any(place_of(kept.destination) == place for kept in self.kept.values())
 
     def _begun(self, destination: Destination) -> Iterator[tuple[str, int, int]]:
         match destination.owner:
@@ -100,7 +102,7 @@ class MemoryDestinations:
 
     async def change(self, destination: Destination) -> None:
         kept = self._found(destination.destination_id)
-        kept.destination = replace(
+        changed = replace(
             kept.destination,
             endpoint_url=destination.endpoint_url,
             region=destination.region,
@@ -108,6 +110,10 @@ class MemoryDestinations:
             credentials=destination.credentials,
             enabled=destination.enabled,
         )
+        place = place_of(changed)
+        if place != place_of(kept.destination) and self._is_taken(place):
+            raise Conflict(f"there is a destination of the same owner at {changed.url} already")
+        kept.destination = changed
         kept.status = kept.status._replace(failing_since=None)
 
     async def remove(self, destination_id: str) -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from yarl import URL
+
 from config.settings import LakeSettings
 from storage.errors import Misconfigured
 
@@ -106,6 +108,14 @@ def split_url(text: str, *, setting: str) -> SplitResult:
             " (the server of an S3 that is not Amazon's is given by its endpoint_url)"
         )
     return url
+
+
+def s3_parts(endpoint_url: str, url: SplitResult) -> tuple[str, ...]:
+    """Server, bucket and prefix: the same for one place, however its server is written. Raises `ValueError`."""
+    endpoint = URL(endpoint_url)
+    host = (endpoint.host or "").rstrip(".")
+    server = f"{host}:{endpoint.port}" if host and not host.endswith(".amazonaws.com") else ""
+    return (server, url.netloc, *(part for part in url.path.split("/") if part))
 
 
 def is_key(text: str) -> bool:

@@ -5,6 +5,7 @@ one after another, under one lock, which is taken before any row is.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date, datetime
 from typing import Any
 
@@ -18,6 +19,7 @@ from storage.destinations import (
     Since,
     Source,
     Stretch,
+    place_of,
 )
 from storage.errors import Conflict, NotFound
 from storage.fingerprint import partition_of
@@ -26,6 +28,9 @@ from storage.registry import check_client_id
 from storage.statements import statement
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('lake_destinations'))"
+_OF_OWNER = """
+SELECT url, endpoint_url FROM lake_destinations WHERE owner = $1 AND owner_id = $2 AND destination_id <> $3
+"""
 _INSERT = statement("insert_destination")
 _LIST = statement("list_destinations")
 _CHANGE = statement("change_destination")
@@ -79,7 +84,8 @@ class PostgresDestinations:
     async def create(self, destination: Destination, *, since: Since = "now") -> None:
         async with self._postgres.transaction() as connection:
             await connection.execute(_LOCK)
-            if await connection.fetchrow(_INSERT, *_row(destination)) is None:
+            is_taken = await _is_taken(connection, destination)
+            if is_taken or await connection.fetchrow(_INSERT, *_row(destination)) is None:
                 raise Conflict(f"there is a destination of the same owner at {destination.url} already, or of that id")
             begun = await self._begun(connection, destination)
             starts = await _starts(connection, sorted({partition for _, partition, _ in begun}), since)
@@ -115,9 +121,14 @@ class PostgresDestinations:
 
     async def change(self, destination: Destination) -> None:
         where = (destination.endpoint_url, destination.region, destination.path_style, destination.credentials)
-        async with self._postgres.session() as connection:
-            row = await connection.fetchrow(_CHANGE, destination.destination_id, *where, destination.enabled)
-        _found(row, destination.destination_id)
+        async with self._postgres.transaction() as connection:
+            await connection.execute(_LOCK)
+            row = await connection.fetchrow(_LIST, destination.destination_id, "", 1)
+            former = Destination(*_found(row, destination.destination_id))
+            changed = replace(former, endpoint_url=destination.endpoint_url)
+            if place_of(changed) != place_of(former) and await _is_taken(connection, changed):
+                raise Conflict(f"there is a destination of the same owner at {changed.url} already")
+            await connection.fetchrow(_CHANGE, destination.destination_id, *where, destination.enabled)
 
     async def remove(self, destination_id: str) -> None:
         async with self._postgres.session() as connection:
@@ -225,6 +236,13 @@ async def _starts(connection: Connection, partitions: Sequence[int], since: Sinc
         return starts
     wanted = (_CHECKPOINTS, partitions) if since == "now" else (_STARTS, partitions, since)
     return starts | {row["partition_id"]: row["next_offset"] for row in await connection.fetch(*wanted)}
+
+
+async def _is_taken(connection: Connection, destination: Destination) -> bool:
+    """Whether the same owner has another one at the same place, which may be written otherwise. Under the lock."""
+    found = await connection.fetch(_OF_OWNER, destination.owner, destination.owner_id, destination.destination_id)
+    others = [replace(destination, url=row["url"], endpoint_url=row["endpoint_url"]) for row in found]
+    return place_of(destination) in map(place_of, others)
 
 
 async def _insert_stretches(

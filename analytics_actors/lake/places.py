@@ -14,7 +14,7 @@ import socket
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import SplitResult, unquote
+from urllib.parse import unquote
 
 import msgspec
 from yarl import URL
@@ -23,7 +23,7 @@ from analytics_actors.webhook_hosts import Refused, WebhookHosts
 from config.settings import DestinationSettings, LakeSettings, Settings
 from storage.destinations import Destination
 from storage.errors import Misconfigured
-from storage.object_store import ObjectStore, lake_url, open_object_store, split_url
+from storage.object_store import ObjectStore, lake_url, open_object_store, s3_parts, split_url
 
 RESOLVE_DEADLINE_S = 5.0
 
@@ -61,7 +61,7 @@ class Places:
         ):
             if pattern.fullmatch(value) is None:
                 raise Refused(f"{value!r} is no name of a bucket, a region or a profile")
-        if _overlaps(_s3_place(self._lake), _s3_parts(destination.endpoint_url, url)):
+        if _overlaps(_s3_place(self._lake), s3_parts(destination.endpoint_url, url)):
             raise Refused("the lake itself is there: a destination has a bucket or a prefix of its own")
         if destination.endpoint_url and not _is_of_settings(destination):
             await self._check_server(destination.endpoint_url)
@@ -133,15 +133,7 @@ def _s3_place(lake: LakeSettings) -> tuple[str, ...]:
     """Empty where the lake is in a folder."""
     if not lake.url.startswith("s3:"):
         return ()
-    return _s3_parts(lake.endpoint_url, split_url(lake.url, setting="lake.url"))
-
-
-def _s3_parts(endpoint_url: str, url: SplitResult) -> tuple[str, ...]:
-    """The same for one place, however its server is written. Raises `ValueError`."""
-    endpoint = URL(endpoint_url)
-    host = endpoint.host or ""
-    server = f"{host}:{endpoint.port}" if host and not host.endswith(".amazonaws.com") else ""
-    return (server, url.netloc, *(part for part in url.path.split("/") if part))
+    return s3_parts(lake.endpoint_url, split_url(lake.url, setting="lake.url"))
 
 
 def _overlaps(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:

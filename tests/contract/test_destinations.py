@@ -107,6 +107,37 @@ async def test_a_destination_is_kept_as_it_was_made(destinations: Destinations) 
         await destinations.change(changed)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("s3://a/b", ""), ("s3://a/b/", "")),
+        (("s3://a/b", ""), ("s3://a/b", "https://s3.eu-west-1.amazonaws.com")),
+        (("s3://a/b", "https://s3.example.com"), ("s3://a/b", "https://S3.example.com.:443/")),
+        (("file:///a/b%20c", ""), ("file:///a//x/../b c/", "http://s3.example.com")),
+    ],
+)
+async def test_a_place_is_one_however_it_is_written(
+    destinations: Destinations, first: tuple[str, str], second: tuple[str, str]
+) -> None:
+    made = [Destination(f"d-{n}", "client", "acme", "client", *place) for n, place in enumerate((first, second))]
+    await destinations.create(made[0])
+    with pytest.raises(Conflict):
+        await destinations.create(made[1])
+    await destinations.create(replace(made[1], owner="project", owner_id="shop"))
+    await destinations.create(replace(made[1], destination_id="d-2", url=f"{second[0]}/x"))
+
+
+async def test_no_destination_comes_to_another_ones_place(destinations: Destinations) -> None:
+    there = Destination("d-1", "client", "acme", "client", "s3://a/b", "http://s3.example")
+    await destinations.create(there)
+    other = replace(there, destination_id="d-2", endpoint_url="")
+    await destinations.create(other)
+    with pytest.raises(Conflict):
+        await destinations.change(replace(other, endpoint_url="http://s3.example:80/"))
+    await destinations.change(replace(there, endpoint_url="http://s3.example:80/", region=EU))
+    assert (await destinations.get("d-1")).region == EU and await destinations.get("d-2") == other
+
+
 async def test_a_delivery_goes_on_where_the_last_one_ended(subject: LakeSubject, destinations: Destinations) -> None:
     await export(subject, 0, 2)
     await destinations.create(OF_SHOP)

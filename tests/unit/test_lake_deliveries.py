@@ -219,6 +219,13 @@ def test_the_settings_backup_gets_everything_and_another_place_ends_it(tmp_path:
         lake.check_delivered()
         assert len(list(lake.rows(backup))) == len(lake.shard.store.rows)
         await lake.deliveries.pop().close()
+        # The same place: it goes on.
+        lake.start_deliveries(DestinationSettings(interval_s=30, backup_url="s3://backup/one/"))
+        await lake.fill(5)
+        await lake.delivered()
+        lake.check_delivered()
+        assert [each.enabled for each in await lake.destinations.listed()] == [True]
+        await lake.deliveries.pop().close()
         lake.start_deliveries(DestinationSettings(backup_url="s3://backup/two"))
         await asyncio.sleep(1)
         assert not (await lake.destinations.get(backup.destination_id)).enabled

@@ -111,6 +111,8 @@ async def test_the_lakes_own_place_is_refused(tmp_path: Path, prefix: str) -> No
         ("http://127.0.0.1", "http://127.0.0.1:80"),
         ("http://Store.example.com:9000", "https://store.example.com:9000"),
         ("https://s3.eu-west-1.amazonaws.com", ""),
+        ("http://store.example.com:9000", "http://store.example.com.:9000"),
+        ("https://s3.eu-west-1.amazonaws.com.", ""),
     ],
 )
 async def test_the_lakes_own_place_by_another_name_is_refused(tmp_path: Path, lake: str, endpoint: str) -> None:
