@@ -1,14 +1,19 @@
 """Opening partitions: a new epoch, the dedupe window rebuilt, the unstored records found again.
 
-Where the log's state is there, Redis alone is needed. Where it is gone (a new system, FLUSHALL, a lost
-disk), PostgreSQL says how far epochs and offsets had come, and both go on in a fresh block, so that none is
-used twice: PostgreSQL knows the checkpoint and the epoch of the last write, not what came after them. The
-window then comes back from the event store; but not the ids of events that were only aggregated, which have no row:
-those come back from the log's ids alone, so that an event of theirs that is sent again after a lost log counts again.
+Where the log's state is there, Redis alone is needed; but PostgreSQL is asked, if it answers soon, whether the log was
+set back (a replica was promoted, an older copy of its disk is in place): then it has stored more than the log knows, or
+under a later epoch, and the log is gone on with as if it was lost.
+
+Where its state is gone (a new system, FLUSHALL, a lost disk), PostgreSQL says how far epochs and offsets had come, and
+both go on in a fresh block, so that none is used twice: PostgreSQL knows the checkpoint and the epoch of the last write,
+not what came after them. The window then comes back from the event store; but not the ids of events that were only
+aggregated, which have no row: those come back from the log's ids alone, so that an event of theirs that is sent again
+after a lost log counts again.
 """
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -31,10 +36,15 @@ OFFSET_BLOCK = 1 << 32
 EPOCH_BLOCK = 1 << 20
 """The same for epochs: more owners than a partition can have between two writes."""
 
+_log = logging.getLogger(__name__)
+
 READ_RECORDS = 64
 LOAD_ENTRIES = 1000
 """Of ids at a time: bounds the memory and the time of one step of a rebuild."""
 RETRY_PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+LOOK_S = 2.0
+"""So long a new owner waits for PostgreSQL to say whether the log was set back."""
 
 T = TypeVar("T")
 
@@ -67,6 +77,8 @@ class Takeover:
         missing = [owner for owner in owners if not await self._acquire(owner, at_least=None)]
         if missing:
             await self._start_anew(missing)
+        for owner, checkpoint in await self._ahead_of_log([owner for owner in owners if owner not in missing]):
+            await self._go_on_behind(owner, checkpoint)
         now_ms = self._clock_ms()
         rebuild_from_store = []
         for owner in owners:
@@ -134,6 +146,30 @@ class Takeover:
             await self._acquire(owner, at_least=floor)
             # PostgreSQL must know that the partition is in use before anything is acknowledged in it.
             await self._claim(owner)
+
+    async def _ahead_of_log(self, owners: Sequence[OwnedPartition]) -> list[tuple[OwnedPartition, Checkpoint]]:
+        """Partitions of which the event store has more than the log ever had, or from a later owner."""
+        try:
+            async with asyncio.timeout(LOOK_S):
+                checkpoints = await self._store.checkpoints([owner.partition for owner in owners])
+        except (Unavailable, TimeoutError):
+            return []
+        ahead = [
+            (owner, checkpoint)
+            for owner, checkpoint in zip(owners, checkpoints, strict=True)
+            if checkpoint.next_offset > owner.next_offset or checkpoint.epoch >= owner.epoch
+        ]
+        states = await self._retry("log", lambda: self._log.state([owner.partition for owner, _ in ahead]))
+        # Another epoch in the log by now: the later owner is a real one, and will refuse us.
+        return [pair for pair, state in zip(ahead, states, strict=True) if state and state.epoch == pair[0].epoch]
+
+    async def _go_on_behind(self, owner: OwnedPartition, checkpoint: Checkpoint) -> None:
+        fields = {"action": "log_set_back", "partition": owner.partition, "log": owner.next_offset}
+        _log.warning("the log is behind the event store", extra=fields | {"store": checkpoint.next_offset})
+        self._counters.count("log_losses")
+        epoch, offset = max(owner.epoch, checkpoint.epoch), max(owner.next_offset, checkpoint.next_offset)
+        await self._acquire(owner, at_least=self._fresh_block(epoch, offset))
+        await self._claim(owner)
 
     def _floor(self, checkpoint: Checkpoint) -> LogState:
         if checkpoint.epoch == 0:

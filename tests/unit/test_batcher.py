@@ -1,6 +1,7 @@
 """The batcher over the in-memory log and store: what is acknowledged is stored once, whatever fails between."""
 
 import asyncio
+import copy
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -370,6 +371,49 @@ async def test_a_flushed_log_with_records_out_of_memory_names_what_is_lost() -> 
     counts = shard.ledger()
     assert counts["received"] == sum(counts.values()) - counts["received"]
     await batcher.close()
+
+
+@pytest.mark.parametrize(("behind", "fresh"), [(5, 3), (3, 5), (1, 1)])
+async def test_a_log_that_was_set_back_and_a_new_owner(shard: Shard, behind: int, fresh: int) -> None:
+    """As when a replica is promoted that had not got everything: what PostgreSQL has is known, nothing is overtaken."""
+    first = await shard.start()
+    await first.append([make_batch("old")])
+    kept = copy.deepcopy(shard.log._partitions)
+    # One record each.
+    for number in range(behind):
+        await first.append([make_batch(f"tail{number}")])
+    await first.drain(deadline_s=1)
+    await first.close()
+    shard.log._partitions.clear()
+    shard.log._partitions.update(kept)
+    second = await shard.start()
+    for number in range(fresh):
+        assert await statuses(second, make_batch(f"new{number}")) == [APPENDED]
+    [again] = await second.append([make_batch("tail0")])
+    assert (again.status, again.duplicates) == (APPENDED, b"\x01")
+    wanted = ["old", *(f"tail{n}" for n in range(behind)), *(f"new{n}" for n in range(fresh))]
+    await eventually(lambda: shard.stored() == dict.fromkeys(wanted, 1))
+    assert second.failure is None
+    assert shard.ledger()["lost"] == 0
+
+
+async def test_a_log_of_the_time_before_it_was_lost_once_is_gone_on_with(shard: Shard) -> None:
+    """PostgreSQL has epochs of a fresh block then, and would refuse each owner for a million lives."""
+    first = await shard.start()
+    await first.append([make_batch("a")])
+    await eventually(lambda: shard.stored() == {"a": 1})
+    kept = copy.deepcopy(shard.log._partitions)
+    shard.log.flush_all()
+    while await statuses(first, make_batch("b")) != [APPENDED]:
+        await asyncio.sleep(0.005)
+    await first.drain(deadline_s=1)
+    await first.close()
+    shard.log._partitions.clear()
+    shard.log._partitions.update(kept)
+    second = await shard.start()
+    assert await statuses(second, make_batch("c")) == [APPENDED]
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1, "c": 1})
+    assert second.failure is None
 
 
 async def test_a_flushed_log_and_a_new_owner(shard: Shard) -> None:
