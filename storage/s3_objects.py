@@ -80,6 +80,9 @@ class S3Objects:
                     # A client without credentials never looks for any again.
                     self._client = None
                     raise
+                except KeyError as error:
+                    # The client takes a proxy's page, or an answer without a header, for a success.
+                    raise Unavailable(f"{self._where}: {what}: an answer without {error}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, guarded)
 
@@ -240,14 +243,22 @@ class S3Objects:
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
         while True:
-            page = await self._run(f"listing {prefix}", lambda client: client.list_objects_v2(**request))
-            for found in page.get("Contents", []):
-                key = found["Key"].removeprefix(self._prefix)
-                if is_key(key):
-                    yield ObjectInfo(key, found["Size"], "", found["LastModified"].timestamp())
-            if not page["IsTruncated"]:
+            page, after = await self._run(f"listing {prefix}", lambda client: self._page(client, request))
+            for info in page:
+                yield info
+            if after is None:
                 return
-            request["ContinuationToken"] = page["NextContinuationToken"]
+            request["ContinuationToken"] = after
+
+    def _page(self, client: Any, request: dict[str, Any]) -> tuple[Sequence[ObjectInfo], str | None]:
+        """What has a key, and where the next page begins."""
+        answer = client.list_objects_v2(**request)
+        found = [
+            ObjectInfo(key, each["Size"], "", each["LastModified"].timestamp())
+            for each in answer.get("Contents", [])
+            if is_key(key := each["Key"].removeprefix(self._prefix))
+        ]
+        return found, answer["NextContinuationToken"] if answer["IsTruncated"] else None
 
     def local_path(self, key: str) -> Path | None:
         return None

@@ -378,6 +378,15 @@ async def test_damaged_bytes_are_no_content(stores: Stores, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_an_answer_that_lacks_something_is_none(stores: Stores) -> None:
+    """A proxy's, with the status 200."""
+    with ScriptedS3(Answer(body=b"<html/>")) as s3:
+        store = stores.open(s3.url)
+        for call in (store.head(KEY), anext(store.list("")), store.copy(KEY, "events/other")):
+            with pytest.raises(Unavailable, match="an answer without"):
+                await call
+
+
 async def test_objects_that_cannot_be_deleted_are_told(stores: Stores) -> None:
     refused = (
         b"<DeleteResult><Error><Key>p/a</Key><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>"
