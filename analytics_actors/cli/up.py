@@ -50,8 +50,8 @@ def up(config: Path | None, flags: Mapping[str, Any], detach: bool, ready_fd: in
 def _detach(folder: DataFolder, config: Path | None, flags: Mapping[str, Any]) -> None:
     os.umask(0o077)
     folder.create()
-    if (pid := folder.holder()) is not None:
-        raise FolderInUse(folder.path, pid)
+    if (holder := folder.holder()) is not None:
+        raise FolderInUse(folder.path, holder)
     command = ["-m", "analytics_actors.cli", "up", *as_words({**flags, "data": folder.path})]
     command += ["--config", str(config)] if config else []
     log_path = folder.logs / "up.stderr.log"

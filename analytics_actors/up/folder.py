@@ -1,6 +1,6 @@
 """The data folder: where everything lies, and the lock that gives it to one `up` at a time.
 
-    DATA/lock               held by the running `up`, with its pid
+    DATA/lock               held by the running `up` or `down`, with its pid and which of them it is
     DATA/run.json           the processes that it has started
     DATA/settings.json      the settings that all of them run on, URLs and ports filled in
     DATA/connection.json    how to reach the system, with keys
@@ -17,19 +17,35 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from storage.errors import Misconfigured
 
+Role = Literal["up", "down"]
+
+
+class Holder(NamedTuple):
+    """Who holds a data folder."""
+
+    pid: int | None
+    """None when it has not written it: not yet, or because the disk is full."""
+    role: Role
+
 
 class FolderInUse(Misconfigured):
-    """Another `up` runs on this data folder."""
+    """Another `up` runs on this data folder, or a `down` is about to stop what did."""
 
-    def __init__(self, path: Path, pid: int | None) -> None:
-        super().__init__(
-            f"{path} is in use by another `analytics-actors up` (pid {pid}); stop that one with "
-            f"`analytics-actors down --data {path}`, or choose another folder with --data"
-        )
-        self.pid = pid
+    def __init__(self, path: Path, holder: Holder) -> None:
+        if holder.role == "down":
+            super().__init__(
+                f"{path} is being stopped by `analytics-actors down` (pid {holder.pid}); try again once that has ended"
+            )
+        else:
+            super().__init__(
+                f"{path} is in use by another `analytics-actors up` (pid {holder.pid}); stop that one with "
+                f"`analytics-actors down --data {path}`, or choose another folder with --data"
+            )
+        self.holder = holder
 
 
 class DataFolder:
@@ -62,7 +78,7 @@ class DataFolder:
         os.close(self._open_lock())
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, role: Role = "up") -> Iterator[None]:
         """Hold the folder. Raises `FolderInUse`, and `Misconfigured` when nothing can be written there. The lock ends
         with the process, however that ends."""
         descriptor = self._open_lock()
@@ -70,11 +86,11 @@ class DataFolder:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise FolderInUse(self.path, self.holder()) from None
+                raise FolderInUse(self.path, self.holder() or Holder(None, "up")) from None
             os.ftruncate(descriptor, 0)
             # On a full disk the lock holds without saying whose it is: what was left behind can be ended nevertheless.
             with suppress(OSError):
-                os.write(descriptor, str(os.getpid()).encode())
+                os.write(descriptor, f"{os.getpid()} {role}".encode())
             try:
                 yield
             finally:
@@ -88,14 +104,14 @@ class DataFolder:
         except OSError as error:
             raise Misconfigured(f"cannot write to {self.path}: {error.strerror}") from error
 
-    def holder(self) -> int | None:
-        """The pid of the `up` that holds the folder, or None when nobody does."""
+    def holder(self) -> Holder | None:
+        """The `up` or `down` that holds the folder, or None when nobody does."""
         if not self._lock_file.exists():
             return None
         with self._lock_file.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                text = file.read().strip()
-                return int(text) if text.isdigit() else None
+                pid, _, role = file.read().strip().partition(" ")
+                return Holder(int(pid) if pid.isdigit() else None, "down" if role == "down" else "up")
         return None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from analytics_actors.process_identity import identify, is_alive
+from analytics_actors.process_identity import ProcessIdentity, identify, is_alive
 from analytics_actors.ray_node import remove_last_session
 from analytics_actors.up import logs
 from analytics_actors.up.connection import Connection
@@ -66,25 +66,32 @@ def _stop_on_signals() -> threading.Event:
 
 
 def down(folder: DataFolder, *, deadline_s: float = DOWN_DEADLINE_S) -> list[str]:
-    """Stop the `up` of that folder and wait for it, or end what a killed one left. Returns what was stopped.
+    """Stop the `up` of that folder and wait for it, then end what it or a killed one left. Returns what was stopped.
 
-    Raises `Unavailable` when it has not ended at the deadline.
+    Another `down` is waited for. Raises `Unavailable` when the folder's holder has not ended at the deadline.
     """
     if not folder.path.is_dir():
         return []
-    try:
-        with folder.locked():
-            stopped = RunFile(folder.run_file).stop_leftovers()
-            remove_last_session(folder.ray)
-            return stopped
-    except FolderInUse as error:
-        holder = error.pid and identify(error.pid)
-    if not holder:
-        return []
-    os.kill(holder.pid, signal.SIGTERM)
     until = time.monotonic() + deadline_s
-    while is_alive(holder):
+    up: ProcessIdentity | None = None
+    while True:
+        # An `up` gives the folder back a moment before it ends.
+        if up is None or not is_alive(up):
+            try:
+                with folder.locked("down"):
+                    leftovers = RunFile(folder.run_file).stop_leftovers()
+                    remove_last_session(folder.ray)
+                return ["up", *leftovers] if up else leftovers
+            except FolderInUse as error:
+                holder = error.holder
+            if holder.role == "up" and holder.pid is not None:
+                if up is not None and up.pid != holder.pid:
+                    # The next one has begun already, and ends what was left itself.
+                    return ["up"]
+                up = identify(holder.pid)
+                if up is not None:
+                    os.kill(up.pid, signal.SIGTERM)
         if time.monotonic() > until:
-            raise Unavailable(f"`up` (pid {holder.pid}) has not ended after {deadline_s:g} s; see {folder.logs}/up.log")
+            who = f"`{holder.role}` (pid {holder.pid})"
+            raise Unavailable(f"{who} has not ended after {deadline_s:g} s; see {folder.logs}/up.log")
         time.sleep(0.05)
-    return ["up"]

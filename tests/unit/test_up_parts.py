@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from analytics_actors.up import daemon, logs
 from analytics_actors.up import run_file as run_files
 from analytics_actors.up.children import ChildFailed, run_module
 from analytics_actors.up.connection import Connection, summary
-from analytics_actors.up.folder import DataFolder, FolderInUse
+from analytics_actors.up.folder import DataFolder, FolderInUse, Holder
 from analytics_actors.up.keeper import Keeper, backoff_s
 from analytics_actors.up.run import down
 from analytics_actors.up.run_file import RunFile
@@ -25,7 +26,7 @@ from analytics_actors.up.services import GatewayService
 from analytics_actors.up.system import System
 from config.settings import Settings
 from storage.embedded.process import wait_ready
-from storage.errors import Misconfigured
+from storage.errors import Misconfigured, Unavailable
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -47,7 +48,7 @@ def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
 def test_a_folder_belongs_to_one_up(folder: DataFolder) -> None:
     assert folder.holder() is None
     with folder.locked():
-        assert folder.holder() == os.getpid()
+        assert folder.holder() == Holder(os.getpid(), "up")
         with pytest.raises(FolderInUse, match=f"pid {os.getpid()}.*analytics-actors down"), folder.locked():
             pass
     assert folder.holder() is None
@@ -169,18 +170,54 @@ def test_down_ends_leftovers_when_no_up_runs(folder: DataFolder, sleeper: "subpr
     assert down(DataFolder(folder.path / "nothing")) == []
 
 
-def test_down_ends_the_up_that_holds_the_folder(folder: DataFolder) -> None:
+@contextmanager
+def holding(folder: DataFolder, says: str, *, seconds: float = 60.0) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that holds the folder for so long and is waited for, `PID` in what it says is its own."""
     holds = "import fcntl,os,sys,time; f=open(sys.argv[1],'w'); fcntl.flock(f,fcntl.LOCK_EX)"
-    holds += "; print(os.getpid(),file=f,flush=True); print('held',flush=True); time.sleep(60)"
-    command = [sys.executable, "-c", holds, str(folder.path / "lock")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as up:
-        assert up.stdout is not None
-        assert up.stdout.readline() == b"held\n"
-        waiter = threading.Thread(target=up.wait)
+    holds += "; print(sys.argv[2].replace('PID',str(os.getpid())),file=f,flush=True); print('held',flush=True)"
+    holds += "; time.sleep(float(sys.argv[3]))"
+    command = [sys.executable, "-c", holds, str(folder.path / "lock"), says, str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        waiter = threading.Thread(target=process.wait)
         waiter.start()
-        assert down(folder, deadline_s=10) == ["up"]
+        yield process
+        process.kill()
         waiter.join()
-        assert up.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("says", ["PID", "PID up"])
+def test_down_ends_the_up_that_holds_the_folder(folder: DataFolder, says: str) -> None:
+    with holding(folder, says) as up:
+        assert down(folder, deadline_s=10) == ["up"]
+    assert up.returncode == -signal.SIGTERM
+
+
+def test_down_ends_what_the_up_has_left(folder: DataFolder, sleeper: "subprocess.Popen[bytes]") -> None:
+    RunFile(folder.run_file).record("postgres", sleeper.pid)
+    with holding(folder, "PID up"):
+        assert down(folder, deadline_s=10) == ["up", "postgres"]
+    assert sleeper.wait() == -signal.SIGINT
+
+
+def test_down_waits_for_another_down_and_leaves_it_alone(
+    folder: DataFolder, sleeper: "subprocess.Popen[bytes]"
+) -> None:
+    RunFile(folder.run_file).record("valkey", sleeper.pid)
+    with holding(folder, "PID down", seconds=0.5) as other:
+        with pytest.raises(FolderInUse, match=f"being stopped by .*{other.pid}"), folder.locked():
+            pass
+        # As when the other one has left something.
+        assert down(folder, deadline_s=10) == ["valkey"]
+    assert other.returncode == 0
+
+
+@pytest.mark.parametrize("says", ["PID down", ""])
+def test_down_tells_that_the_holder_does_not_end(folder: DataFolder, says: str) -> None:
+    with holding(folder, says) as other, pytest.raises(Unavailable, match="has not ended after"):
+        down(folder, deadline_s=0.2)
+    assert other.returncode == -signal.SIGKILL
 
 
 class FakeService:
