@@ -19,7 +19,16 @@ from pathlib import Path
 from analytics_actors.process_identity import ProcessIdentity, end_session, identify
 from config.heap import ARROW_IN_HEAP
 from config.settings import MIB, Settings
-from storage.embedded.process import OnSpawn, free_port, kept_secret, nobody_asked, spawn, wait_ready, write_private
+from storage.embedded.process import (
+    OnSpawn,
+    folder_mark,
+    free_port,
+    kept_secret,
+    nobody_asked,
+    spawn,
+    wait_ready,
+    write_private,
+)
 from storage.errors import Misconfigured
 
 OBJECT_STORE_BYTES = 200 * MIB
@@ -122,7 +131,7 @@ class RayNode:
         kept_secret(self._token_path)
         self.temp_dir = _short_temp_dir()
         try:
-            write_private(_record(self._directory), str(self.temp_dir).encode())
+            write_private(_record(self._directory), f"{self.temp_dir}\n{folder_mark(self._directory)}".encode())
         except OSError:
             # Without a record nobody would find it.
             self.temp_dir.rmdir()
@@ -181,13 +190,16 @@ def _short_temp_dir() -> Path:
 def remove_last_session(directory: Path) -> None:
     """Remove what the last node of that directory left in its temporary folder; its logs stay in `last_session`.
 
-    Only when no process of that node is left.
+    Only when no process of that node is left. In a copy of the directory the record names the folder of the original's
+    node, which may run: then only the record is removed.
     """
     record = _record(directory)
     if not record.exists():
         return
-    temp_dir = Path(record.read_text(errors="replace"))
-    if _is_ours(temp_dir):
+    name, _, mark = record.read_text(errors="replace").partition("\n")
+    temp_dir = Path(name)
+    # Earlier releases wrote no mark.
+    if _is_ours(temp_dir) and mark in ("", folder_mark(directory)):
         logs = temp_dir / "r" / "session_latest" / "logs"
         if logs.is_dir():
             shutil.rmtree(last_session(directory), ignore_errors=True)

@@ -1,7 +1,8 @@
 """`run.json`: the processes that an `up` has started, so that the next one can end what a kill left behind.
 
 Each entry names a process beyond doubt (`ProcessIdentity`) and stands for the session that it opened. An
-entry is written as soon as its process exists and removed when the process was stopped.
+entry is written as soon as its process exists and removed when the process was stopped. In a copy of the data
+folder the file names the processes of the original, and counts for nothing.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from analytics_actors.process_identity import ProcessIdentity, end_session, identify, session_members
-from storage.embedded.process import write_private
+from storage.embedded.process import folder_mark, write_private
 from storage.errors import Misconfigured
 
 
@@ -38,6 +39,8 @@ class Children(msgspec.Struct):
     """The file's content."""
 
     children: dict[str, ProcessIdentity] = {}
+    folder: str = ""
+    """The mark of the folder that it was written in; empty in those of earlier releases."""
 
 
 class RunFile:
@@ -62,9 +65,9 @@ class RunFile:
                 self._write()
 
     def children(self) -> dict[str, ProcessIdentity]:
-        """What the file names. Raises `Misconfigured`."""
+        """What the file names, if it was written here. Raises `Misconfigured`."""
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=Children).children
+            found = msgspec.json.decode(self._path.read_bytes(), type=Children)
         except FileNotFoundError:
             return {}
         except msgspec.DecodeError as error:
@@ -72,6 +75,7 @@ class RunFile:
                 f"cannot read {self._path}: {error}. It names the processes that an `up` has left behind: end those of "
                 "this folder, if there are any, and delete the file"
             ) from error
+        return found.children if found.folder in ("", self._mark()) else {}
 
     def stop_leftovers(self) -> list[str]:
         """End what is left of an `up` that is gone, and return the names. Only the folder's holder may call it, and
@@ -87,4 +91,7 @@ class RunFile:
         return ended
 
     def _write(self) -> None:
-        write_private(self._path, msgspec.json.encode(Children(self._own)))
+        write_private(self._path, msgspec.json.encode(Children(self._own, self._mark())))
+
+    def _mark(self) -> str:
+        return folder_mark(self._path.parent)

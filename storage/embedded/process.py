@@ -48,6 +48,12 @@ def write_private(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
+def folder_mark(path: Path) -> str:
+    """Tells the folder from a copy of it: what a copied file says of processes and other folders is not the copy's."""
+    found = path.stat()
+    return f"{found.st_dev}:{found.st_ino}"
+
+
 OnSpawn = Callable[[int], None]
 """Called with the pid of a child as soon as there is one, so that its starter can write it down."""
 

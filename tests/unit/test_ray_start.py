@@ -1,6 +1,7 @@
 """A start of Ray that Ray itself gives up is made again; any other failure is told."""
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -79,6 +80,18 @@ def test_what_the_last_node_left_is_removed(tmp_path: Path, made: Path) -> None:
     assert not made.exists()
     assert not path.exists()
     remove_last_session(tmp_path)
+
+
+def test_a_copy_of_the_record_leaves_the_originals_folder_alone(tmp_path: Path) -> None:
+    node = ScriptedNode(tmp_path / "ray", STARTS)
+    node.start()
+    assert node.temp_dir is not None
+    shutil.copytree(tmp_path / "ray", tmp_path / "copy")
+    remove_last_session(tmp_path / "copy")
+    assert node.temp_dir.exists()
+    assert not (tmp_path / "copy" / "temp_dir").exists()
+    node.stop()
+    assert not node.temp_dir.exists()
 
 
 @pytest.mark.parametrize("text", ["", ".", "aa-relative", "\0", "/tmp/aa-\0", "/"])

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from analytics_actors.process_identity import identify, is_alive
@@ -99,6 +101,27 @@ def test_a_stranger_with_a_reused_number_is_left_alone(folder: DataFolder, sleep
     folder.run_file.write_text(text.replace(str(identity.start_ticks), str(identity.start_ticks - 1)))
     assert run_file.stop_leftovers() == []
     assert sleeper.poll() is None
+
+
+def test_a_copy_of_the_folder_leaves_the_originals_processes_alone(
+    folder: DataFolder, sleeper: "subprocess.Popen[bytes]", tmp_path: Path
+) -> None:
+    RunFile(folder.run_file).record("valkey", sleeper.pid)
+    copy = DataFolder(tmp_path / "copy")
+    shutil.copytree(folder.path, copy.path)
+    assert down(copy) == []
+    assert sleeper.poll() is None
+    assert not copy.run_file.exists()
+    # One that was moved is the same folder.
+    moved = DataFolder(folder.path.rename(tmp_path / "moved"))
+    assert down(moved) == ["valkey"]
+
+
+def test_the_processes_of_an_earlier_release_are_stopped(
+    folder: DataFolder, sleeper: "subprocess.Popen[bytes]"
+) -> None:
+    folder.run_file.write_bytes(msgspec.json.encode({"children": {"valkey": identify(sleeper.pid)}}))
+    assert down(folder) == ["valkey"]
 
 
 def test_what_was_stopped_is_forgotten(folder: DataFolder, sleeper: "subprocess.Popen[bytes]") -> None:
