@@ -125,6 +125,9 @@ def resolve(
             raise SettingsError(f"{name} (from {origin}) is no setting{_nearest(name, fields)}")
         values[name] = _convert(name, raw, origin, fields[name].annotation)
         origins[name] = origin
+    if values.get("data") == "":
+        # A variable that is not set, most likely: the system would be made in the current directory.
+        raise SettingsError(f"data (from {origins['data']}) is empty; name a folder, or `.` for the current one")
     return Resolved(msgspec.convert(_nest(values), Settings), origins)
 
 

@@ -63,6 +63,7 @@ def test_a_password_in_a_url_is_not_shown() -> None:
         (["--set", "gateway.prot=1"], "did you mean gateway.port?"),
         (["--set", "gateway.port=70000"], "<= 65535"),
         (["--set", "gateway.port"], "write it as NAME=VALUE"),
+        (["--data", ""], "data (from flag) is empty"),
         (["--shards", "0"], ">= 1"),
         (["--set", "windows.metrics=[{]"], "windows.metrics"),
         (["--set", "windows.metrics=a"], "windows.metrics"),
@@ -80,6 +81,13 @@ def test_an_unknown_variable_is_a_mistake_too(monkeypatch: pytest.MonkeyPatch) -
     result = invoke("up")
     assert result.exit_code == 2
     assert "$ANALYTICS_GATEWAY_PROT is no setting (did you mean ANALYTICS_GATEWAY_PORT?)" in result.output
+
+
+def test_an_empty_data_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANALYTICS_DATA", "")
+    result = invoke("up")
+    assert result.exit_code == 2
+    assert "data (from $ANALYTICS_DATA) is empty" in result.output
 
 
 def test_flags_survive_the_way_to_a_detached_up() -> None:
