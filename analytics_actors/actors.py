@@ -124,12 +124,18 @@ class BatcherActor:
         fold = folding.fold if folding else store_all
         store = PostgresStore(settings.store, owner=owner, lateness_s=late_after_s, fold=fold)
         batcher = Batcher(self._shard, partitions, log, store, settings, folding=folding, other_sinks=all_sinks(*sinks))
-        await batcher.open()
         server = AppendServer(
             {APPEND: partial(_append, batcher), WAIT_STORED: partial(_wait_stored, batcher)},
         )
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        self._endpoint = await server.start(host)
+        try:
+            await batcher.open()
+            self._endpoint = await server.start(host)
+        except BaseException:
+            # The next call begins anew, with loops and connections of its own.
+            await batcher.close()
+            await postgres.close()
+            raise
         self._batcher = batcher
         collect_seldom()
         keep_freed_memory()

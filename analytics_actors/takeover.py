@@ -5,8 +5,8 @@ set back (a replica was promoted, an older copy of its disk is in place): then i
 under a later epoch, and the log is gone on with as if it was lost.
 
 Where its state is gone (a new system, FLUSHALL, a lost disk), PostgreSQL says how far epochs and offsets had come, and
-both go on in a fresh block, so that none is used twice: PostgreSQL knows the checkpoint and epoch of the last write, not
-what came after them. The window then comes back from the event store; but not the ids of events that were only
+both go on in a fresh block, so that none is used twice: PostgreSQL knows the checkpoint and epoch of the last write,
+not what came after them. The window then comes back from the event store; but not the ids of events that were only
 aggregated, which have no row: those come back from the log's ids alone, so that an event of theirs that is sent again
 after a lost log counts again.
 """
