@@ -53,6 +53,8 @@ _OPTIONS = {
 }
 STOP_UNREADY_S = 10.0
 """For one that did not get ready: it has no sessions, but perhaps a recovery to leave."""
+_REJECTING = 1
+"""Of `pg_isready`: the server is there and takes nobody yet, as in a recovery."""
 _BACKENDS_OF_A_KILLED_SERVER = "pre-existing shared memory block"
 
 
@@ -104,7 +106,13 @@ class EmbeddedPostgres:
         self.process = spawn(command, log_path=self.log_path, uid=self._account.uid)
         try:
             on_spawn(self.process.pid)
-            wait_ready(self.process, self._answers, log_path=self.log_path, deadline_s=deadline_s)
+            wait_ready(
+                self.process,
+                self._answers,
+                log_path=self.log_path,
+                deadline_s=deadline_s,
+                recovering=lambda: self._readiness() == _REJECTING,
+            )
         except Misconfigured:
             self.stop(deadline_s=STOP_UNREADY_S)
             if _BACKENDS_OF_A_KILLED_SERVER in log_end(self.log_path, lines=3) and time.monotonic() < until:
@@ -152,8 +160,12 @@ class EmbeddedPostgres:
             pid_file.unlink()
 
     def _answers(self) -> bool:
+        return self._readiness() == 0
+
+    def _readiness(self) -> int:
+        """What `pg_isready` says: 0 is ready."""
         command = [str(postgres_binary("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-        return run(command).returncode == 0
+        return run(command).returncode
 
     def stop(self, *, deadline_s: float = 30.0) -> None:
         """A fast shutdown: sessions end, a checkpoint is written."""

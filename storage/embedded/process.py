@@ -109,14 +109,24 @@ def spawn(
         )
 
 
+RECOVERY_PATIENCE_S = 600.0
+"""So much longer a server is waited for that says that it reads its data. Ended, it would begin anew."""
+
+
 def wait_ready(
-    process: "subprocess.Popen[bytes]", ready: Callable[[], bool], *, log_path: Path, deadline_s: float
+    process: "subprocess.Popen[bytes]",
+    ready: Callable[[], bool],
+    *,
+    log_path: Path,
+    deadline_s: float,
+    recovering: Callable[[], bool] = lambda: False,
 ) -> None:
     """Return when `ready()` holds and the process lives: another one may answer in its place. Raises `Misconfigured`
-    with the log's last lines otherwise."""
+    with the log's last lines otherwise. One that is `recovering()` has `RECOVERY_PATIENCE_S` beyond the deadline."""
     until = time.monotonic() + deadline_s
     while not ready() or process.poll() is not None:
-        if process.poll() is not None or time.monotonic() > until:
+        late_s = time.monotonic() - until
+        if process.poll() is not None or late_s > RECOVERY_PATIENCE_S or (late_s > 0 and not recovering()):
             state = "did not get ready in time" if process.poll() is None else f"ended with {process.returncode}"
             name = Path(process.args[0]).name  # type: ignore[index,arg-type]
             raise Misconfigured(f"{name} {state}; the end of {log_path}:\n{log_end(log_path)}")

@@ -53,7 +53,13 @@ class EmbeddedValkey:
         self.process = spawn([str(valkey_binary()), str(options_path)], log_path=self.log_path)
         try:
             on_spawn(self.process.pid)
-            wait_ready(self.process, self._answers, log_path=self.log_path, deadline_s=deadline_s)
+            wait_ready(
+                self.process,
+                self._answers,
+                log_path=self.log_path,
+                deadline_s=deadline_s,
+                recovering=lambda: b"-LOADING" in self._answer(),
+            )
         except BaseException:
             # The next start could not take its place.
             self.stop()
@@ -92,15 +98,18 @@ class EmbeddedValkey:
         write_private(path, f"{ours[0]}.{ours[1]}".encode())
 
     def _answers(self) -> bool:
+        return self._answer() == b"+OK\r\n+PONG\r\n"
+
+    def _answer(self) -> bytes:
+        """Empty when nobody is there."""
         hello = f"AUTH {self._password_path.read_text()}\r\nPING\r\n"
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
                 connection.sendall(hello.encode())
                 connection.shutdown(socket.SHUT_WR)
-                answer = b"".join(iter(lambda: connection.recv(256), b""))
+                return b"".join(iter(lambda: connection.recv(256), b""))
         except OSError:
-            return False
-        return answer == b"+OK\r\n+PONG\r\n"
+            return b""
 
     def stop(self, *, deadline_s: float = 20.0) -> None:
         if self.process is not None:

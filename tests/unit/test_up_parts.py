@@ -1,6 +1,7 @@
 """The parts of `up` that need no server: folder and lock, run.json, restarts, logs, the detached child's words."""
 
 import errno
+import math
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -299,6 +301,29 @@ def test_a_dead_child_is_not_ready_because_another_answers(tmp_path: Path, sleep
     sleeper.wait()
     with pytest.raises(Misconfigured, match="ended with -9"):
         wait_ready(sleeper, lambda: True, log_path=tmp_path / "log", deadline_s=10)
+
+
+def test_a_server_that_recovers_is_waited_for_beyond_the_deadline(
+    tmp_path: Path, sleeper: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready_at = time.monotonic() + 0.3
+
+    def wait(recovering: bool) -> None:
+        wait_ready(
+            sleeper,
+            lambda: time.monotonic() > ready_at,
+            log_path=tmp_path / "log",
+            deadline_s=0.01,
+            recovering=lambda: recovering,
+        )
+
+    with pytest.raises(Misconfigured, match="did not get ready in time"):
+        wait(recovering=False)
+    wait(recovering=True)
+    ready_at = math.inf
+    monkeypatch.setattr("storage.embedded.process.RECOVERY_PATIENCE_S", 0.05)
+    with pytest.raises(Misconfigured, match="did not get ready in time"):
+        wait(recovering=True)
 
 
 def test_a_gateway_that_does_not_get_ready_is_ended(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
