@@ -21,7 +21,12 @@ MAX_FIELD_CHARS = 512
 MAX_TRACEBACK_CHARS = 8192
 
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "action", "color_message"}
-_SECRET = re.compile(r"(?P<kind>aa_(?:write|read|import|admin)_)[\w-]{6,}|(?<=://)(?P<user>[^\s/:@]*):[^\s/@]+(?=@)")
+_SECRET = re.compile(
+    r"(?P<kind>aa_(?:write|read|import|admin)_)[\w-]{6,}"
+    r"|(?<=://)(?P<user>[^\s/:@]*:)[^\s/@]+(?=@)"
+    # Of a URL's query, sslpassword too. In JSON a quote ends it and an escaped one does not: the line stays JSON.
+    r"|(?P<name>(?i:password)=)(?:\\.|[^\s&\"\\])+"
+)
 
 
 def configure(process: str, *, level: int = logging.INFO, stream: TextIO | None = None) -> None:
@@ -57,7 +62,7 @@ class JsonLines(logging.Formatter):
 
 def redact(text: str) -> str:
     """The text without key secrets and without passwords of URLs."""
-    return _SECRET.sub(lambda m: f"{m['kind']}[redacted]" if m["kind"] else f"{m['user']}:[redacted]", text)
+    return _SECRET.sub(lambda m: f"{m[str(m.lastgroup)]}[redacted]", text)
 
 
 def _plain(value: object) -> object:

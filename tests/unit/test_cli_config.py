@@ -55,6 +55,11 @@ def test_a_list_may_be_json_or_words() -> None:
 def test_a_password_in_a_url_is_not_shown() -> None:
     found = rows("--postgres-url", "postgresql://me:secret@db/x")
     assert found["store.postgres_url"] == ("postgresql://me:[redacted]@db/x", "flag")
+    found = rows("--postgres-url", "postgresql://db/x?user=u&password=s3cret&sslpassword=other")
+    assert found["store.postgres_url"] == (
+        "postgresql://db/x?user=u&password=[redacted]&sslpassword=[redacted]",
+        "flag",
+    )
 
 
 @pytest.mark.parametrize(

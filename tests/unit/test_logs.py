@@ -65,6 +65,16 @@ def test_secrets_are_replaced(lines: io.StringIO) -> None:
     assert "postgresql://user:[redacted]@host/db" in text
 
 
+@pytest.mark.parametrize("secret", ["s3cret", "a%26b", "it's", 'quo"te', "back\\slash", "end\\", "ümlaut", "a#b"])
+@pytest.mark.parametrize("name", ["password", "sslpassword", "Password"])
+def test_passwords_among_a_urls_parameters_are_replaced(lines: io.StringIO, name: str, secret: str) -> None:
+    url = f"postgresql://host/db?user=u&{name}={secret}&sslmode=require"
+    log.info("cannot reach %s", url, extra={"action": "x", "last": f"redis://host?{name}={secret}"})
+    [line] = parsed(lines)
+    assert line["message"] == f"cannot reach postgresql://host/db?user=u&{name}=[redacted]&sslmode=require"
+    assert line["last"] == f"redis://host?{name}=[redacted]"
+
+
 def test_exceptions_are_one_line(lines: io.StringIO) -> None:
     try:
         raise ValueError("no\nsuch")
