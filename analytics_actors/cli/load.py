@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from analytics_actors.cli.failure import Failure
 from analytics_actors.cli.load_keys import EXPIRES_IN_S, ProjectKeys
 from analytics_actors.cli.load_requests import Requests, posting
-from analytics_actors.cli.load_rows import BadRow, Batch, Batcher, read_rows
+from analytics_actors.cli.load_rows import BadRow, Batch, Batcher, read_rows, total_bytes
 from analytics_actors.cli.load_sender import KeyOf, Outcome, Sender
 from analytics_actors.cli.output import print_json
 from analytics_actors.cli.server_options import connect, data_option, json_option, kept_connection
@@ -47,7 +47,12 @@ class Loaded(NamedTuple):
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "files",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+)
 @click.option("--by-project", is_flag=True, help="Take the project from each row; missing ones are created.")
 @click.option(
     "--import/--no-import",
@@ -77,7 +82,7 @@ def load(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Post events from NDJSON files, plain or gzip, one JSON object a line.
+    """Post events from NDJSON files, plain or gzip, one JSON object a line. - is standard input.
 
     Loading again stores nothing twice: events are known by their eventId, and a row without one gets one
     from its file, line and content.
@@ -87,6 +92,7 @@ def load(
       analytics-actors load today.ndjson
       analytics-actors load archive/*.ndjson.gz --import
       analytics-actors load mixed.ndjson.gz --by-project
+      zstdcat archive.ndjson.zst | analytics-actors load -
     """
     is_import = by_project if import_old is None else import_old
     makes_key = is_import and not by_project and key is None
@@ -124,8 +130,7 @@ def _always(key: str) -> KeyOf:
 
 def _batches(wanted: Load, outcome: Outcome, progress: Progress) -> Iterator[Batch]:
     """The files' rows in batches; what cannot be sent is counted on the way."""
-    size = sum(path.stat().st_size for path in wanted.files)
-    task = progress.add_task("load", total=size, rows=0, rate=0.0)
+    task = progress.add_task("load", total=total_bytes(wanted.files), rows=0, rate=0.0)
     batcher = Batcher(batch_rows=wanted.batch_rows)
     began_s = time.monotonic()
 

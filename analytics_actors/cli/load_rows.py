@@ -6,10 +6,13 @@ outcome is unknown can be sent again, and a file can be loaded again, without st
 
 import gzip
 import hashlib
+import io
+import os
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 import msgspec
 
@@ -21,6 +24,8 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024
 """Well below the largest request that a gateway takes."""
 MAX_WAITING_BYTES = 32 * 1024 * 1024
 """Rows of unfinished batches, over all projects. Thousands of projects with a few rows each fit many times."""
+
+STANDARD_INPUT = Path("-")
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -70,17 +75,42 @@ def read_rows(paths: Iterable[Path], *, by_project: bool, advance: Callable[[int
     """All rows of all files in order. `advance` is told how many bytes of the files were read since the last time.
     Raises `Failure` at the place where a file is damaged."""
     for path in paths:
-        with path.open("rb") as raw:
-            is_gzip = raw.read(2) == _GZIP_MAGIC
-            raw.seek(0)
+        with _open(path) as source, io.BufferedReader(source) as raw:
+            is_gzip = raw.peek(2).startswith(_GZIP_MAGIC)
             file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_gzip else raw
             before = 0
             for number, line in enumerate(_lines(file, path), start=1):
-                if raw.tell() != before:
-                    advance(raw.tell() - before)
-                    before = raw.tell()
+                if source.bytes_read != before:
+                    advance(source.bytes_read - before)
+                    before = source.bytes_read
                 if stripped := line.strip():
                     yield _row(stripped, path.name, number, by_project=by_project)
+
+
+class _Counted(io.FileIO):
+    """Counts what is read: a pipe has no position to ask for."""
+
+    bytes_read = 0
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        count = super().readinto(buffer)
+        self.bytes_read += count or 0
+        return count
+
+
+def _open(path: Path) -> _Counted:
+    return _Counted(0, closefd=False) if path == STANDARD_INPUT else _Counted(path)
+
+
+def total_bytes(paths: Iterable[Path]) -> int | None:
+    """None when one of them is a pipe, whose end nobody knows."""
+    total = 0
+    for path in paths:
+        found = os.fstat(0) if path == STANDARD_INPUT else path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        total += found.st_size
+    return total
 
 
 def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:

@@ -1,8 +1,9 @@
 """Rows out of files and into batches: formats, ids, bounds, what is no row."""
 
 import gzip
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,16 @@ from hypothesis import strategies as st
 
 from analytics_actors.cli import load_rows
 from analytics_actors.cli.failure import Failure
-from analytics_actors.cli.load_rows import BadRow, Batch, Batcher, Row, read_rows, with_event_id
+from analytics_actors.cli.load_rows import (
+    STANDARD_INPUT,
+    BadRow,
+    Batch,
+    Batcher,
+    Row,
+    read_rows,
+    total_bytes,
+    with_event_id,
+)
 
 
 def read(path: Path, *, by_project: bool = True) -> list[Row | BadRow]:
@@ -54,6 +64,41 @@ def test_progress_adds_up_to_the_file(tmp_path: Path) -> None:
     list(read_rows([path], by_project=True, advance=steps.append))
     assert sum(steps) == path.stat().st_size
     assert len(steps) > 2
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[Path, int]]:
+    """A path to read from, and what to write to."""
+    reading, writing = os.pipe()
+    yield Path(f"/dev/fd/{reading}"), writing
+    os.close(reading)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_pipe_is_read_as_a_file_is(pipe: tuple[Path, int], pack: Callable[[bytes], bytes]) -> None:
+    path, writing = pipe
+    lines = [b'{"eventId":"%d","projectId":"p"}' % n for n in range(1000)]
+    packed = pack(b"\n".join(lines))
+    os.write(writing, packed)
+    os.close(writing)
+    steps: list[int] = []
+    assert total_bytes([path]) is None
+    assert list(read_rows([path], by_project=True, advance=steps.append)) == [Row("p", line) for line in lines]
+    assert sum(steps) == len(packed)
+
+
+def test_a_dash_is_standard_input(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", b'{"eventId":"1","projectId":"p"}')
+    kept = os.dup(0)
+    with path.open("rb") as file:
+        os.dup2(file.fileno(), 0)
+    try:
+        assert total_bytes([STANDARD_INPUT, path]) == 2 * path.stat().st_size
+        assert read(STANDARD_INPUT) == read(path)
+        os.fstat(0)
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
 
 
 @pytest.mark.parametrize(
