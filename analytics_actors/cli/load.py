@@ -84,8 +84,9 @@ def load(
 ) -> None:
     """Post events from NDJSON files, plain or gzip, one JSON object a line. - is standard input.
 
-    Loading again stores nothing twice: events are known by their eventId, and a row without one gets one
-    from its file, line and content.
+    Loading again within the dedupe window (log.dedupe_window_s, a day by default) stores nothing twice: events
+    are known by their eventId, and a row without one gets one from its file's name, line and content. What is
+    loaded again later is stored again.
 
     \b
     Examples:

@@ -1,7 +1,8 @@
 """Rows of NDJSON files, plain or gzip, read one by one and put into batches: never a whole file in memory.
 
 A row that has no event id gets one from its file's name, its line number and its content. So a batch whose
-outcome is unknown can be sent again, and a file can be loaded again, without storing anything twice.
+outcome is unknown can be sent again, and a file can be loaded again within the server's dedupe window
+(log.dedupe_window_s, a day by default), without storing anything twice.
 """
 
 import gzip
@@ -129,8 +130,8 @@ def _line(file: IO[bytes], path: Path) -> bytes:
     try:
         return file.readline(MAX_LINE_BYTES + 1)
     except (EOFError, OSError, zlib.error) as error:
-        again = "what was read before it may have been posted; loading a whole one stores nothing twice"
-        raise Failure(f"cannot read {path} to its end: {error}; {again}") from error
+        again = "what was read before it may have been posted; a whole one loaded within the server's dedupe window"
+        raise Failure(f"cannot read {path} to its end: {error}; {again} stores nothing twice") from error
 
 
 def _row(line: bytes, file_name: str, number: int, *, by_project: bool) -> Row | BadRow:
