@@ -12,23 +12,25 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from analytics_actors.cli.failure import Failure
-from analytics_actors.cli.load_keys import EXPIRES_IN_S, ProjectKeys
+from analytics_actors.cli.load_keys import GivenKey, ProjectKeys
 from analytics_actors.cli.load_requests import Requests, posting
 from analytics_actors.cli.load_rows import BadRow, Batch, Batcher, read_rows, total_bytes
-from analytics_actors.cli.load_sender import KeyOf, Outcome, Sender
+from analytics_actors.cli.load_sender import Outcome, Sender
 from analytics_actors.cli.output import print_json
 from analytics_actors.cli.server_options import connect, data_option, json_option, kept_connection
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is to be loaded, where to, and how. `key` is the admin key when projects are taken from the rows."""
+    """What is to be loaded, where to, and how. `key` is the admin key when projects are taken from the rows, or when
+    import keys are to be made for the project `import_project`."""
 
     files: tuple[Path, ...]
     url: str
     key: str
     by_project: bool
     import_old: bool
+    import_project: str = ""
     batch_rows: int = 500
     concurrency: int = 8
     compress: bool = False
@@ -98,10 +100,8 @@ def load(
     is_import = by_project if import_old is None else import_old
     makes_key = is_import and not by_project and key is None
     with connect(data, url, key, role="admin" if by_project or makes_key else "write") as api:
-        if makes_key:
-            wish = {"projectId": kept_connection(data).project_id, "kind": "import", "expiresInSeconds": EXPIRES_IN_S}
-            key = api.post("/v1/keys", wish)["key"]
-        wanted = Load(files, api.url, key or api.key, by_project, is_import, quiet=as_json, **options)
+        project_id = kept_connection(data).project_id if makes_key else ""
+        wanted = Load(files, api.url, api.key, by_project, is_import, project_id, quiet=as_json, **options)
     loaded = asyncio.run(run(wanted))
     report(loaded, as_json=as_json)
     if loaded.outcome.rows and loaded.outcome.rejected == loaded.outcome.rows:
@@ -114,19 +114,12 @@ async def run(wanted: Load) -> Loaded:
     outcome = Outcome()
     async with posting(wanted.url, connections=wanted.concurrency) as post:
         requests = Requests(post, patience_s=wanted.patience_s)
-        keys = ProjectKeys(requests, wanted.key)
-        key_of = keys.key_of if wanted.by_project else _always(wanted.key)
-        sender = Sender(requests, key_of, outcome, import_old=wanted.import_old, compress=wanted.compress)
+        made = ProjectKeys(requests, wanted.key, project_id=wanted.import_project)
+        keys = made if wanted.by_project or wanted.import_project else GivenKey(wanted.key)
+        sender = Sender(requests, keys, outcome, import_old=wanted.import_old, compress=wanted.compress)
         with _progress(quiet=wanted.quiet) as progress:
             await sender.run(_batches(wanted, outcome, progress), concurrency=wanted.concurrency)
-    return Loaded(outcome, requests.made, requests.repeated, keys.created_projects, time.monotonic() - began_s)
-
-
-def _always(key: str) -> KeyOf:
-    async def key_of(_project_id: str) -> str:
-        return key
-
-    return key_of
+    return Loaded(outcome, requests.made, requests.repeated, made.created_projects, time.monotonic() - began_s)
 
 
 def _batches(wanted: Load, outcome: Outcome, progress: Progress) -> Iterator[Batch]:

@@ -6,8 +6,9 @@ Every row has an event id, so a batch that is sent again is stored once (ND-1).
 import asyncio
 import gzip
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 
@@ -18,8 +19,14 @@ from analytics_actors.cli.load_rows import BadRow, Batch
 MAX_EXAMPLES = 5
 """Kept of each reason for a rejection."""
 
-KeyOf = Callable[[str], Awaitable[str]]
-"""The key for a project's rows."""
+
+class Keys(Protocol):
+    """The keys for projects' rows."""
+
+    async def key_of(self, project_id: str) -> str: ...
+
+    def drop(self, project_id: str, key: str) -> bool:
+        """Whether there may be another one for the project than this, which the gateway refused."""
 
 
 class _Result(msgspec.Struct, rename="camel"):
@@ -67,11 +74,9 @@ class Outcome:
 class Sender:
     """Policy of a load."""
 
-    def __init__(
-        self, requests: Requests, key_of: KeyOf, outcome: Outcome, *, import_old: bool, compress: bool
-    ) -> None:
+    def __init__(self, requests: Requests, keys: Keys, outcome: Outcome, *, import_old: bool, compress: bool) -> None:
         self._requests = requests
-        self._key_of = key_of
+        self._keys = keys
         self._outcome = outcome
         self._parameters = {"import": "true"} if import_old else {}
         self._headers = {"Content-Type": "application/x-ndjson"} | ({"Content-Encoding": "gzip"} if compress else {})
@@ -98,7 +103,7 @@ class Sender:
 
     async def send(self, batch: Batch) -> None:
         try:
-            key = await self._key_of(batch.project_id)
+            key = await self._keys.key_of(batch.project_id)
         except ApiFailure as error:
             if error.code != "invalid_body":
                 raise
@@ -108,10 +113,20 @@ class Sender:
         body = b"\n".join(batch.rows)
         if self._compress:
             body = gzip.compress(body, 1)
+        try:
+            answer = await self._post(body, key)
+        except ApiFailure as error:
+            if error.code != "invalid_key" or not self._keys.drop(batch.project_id, key):
+                raise
+            # A key made for this load expires, and a load may take longer. The rows' ids make sending again harmless.
+            answer = await self._post(body, await self._keys.key_of(batch.project_id))
+        self._count(batch, answer)
+
+    async def _post(self, body: bytes, key: str) -> _Answer:
         headers = self._headers | {"Authorization": f"Bearer {key}"}
         reply = await self._requests.post("/v1/events/batch", body, headers, self._parameters)
         answer_of(reply.status, reply.content)
-        self._count(batch, msgspec.json.decode(reply.content, type=_Answer))
+        return msgspec.json.decode(reply.content, type=_Answer)
 
     def _count(self, batch: Batch, answer: _Answer) -> None:
         outcome = self._outcome

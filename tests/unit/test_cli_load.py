@@ -13,7 +13,7 @@ import pytest
 from analytics_actors.cli import load as load_module
 from analytics_actors.cli.failure import Failure
 from analytics_actors.cli.load import Load, Loaded, run
-from analytics_actors.cli.load_keys import ProjectKeys
+from analytics_actors.cli.load_keys import RENEWED_AFTER_S, ProjectKeys
 from analytics_actors.cli.load_requests import Post, Reply, Requests, Unreachable, pause_before
 from tests.unit.cli_server import FakeGateway, data, gateway, invoke
 
@@ -229,6 +229,24 @@ async def test_a_forgotten_key_is_made_again(server: IngestingGateway) -> None:
     assert await keys.key_of("a") != first
 
 
+async def test_a_key_that_will_soon_expire_is_made_again(server: IngestingGateway) -> None:
+    now = [0.0]
+    keys = ProjectKeys(requests_with(server, []), "admin", clock=lambda: now[0])
+    first = await keys.key_of("a")
+    now[0] = RENEWED_AFTER_S
+    assert await keys.key_of("a") == first
+    now[0] += 1
+    assert await keys.key_of("a") != first
+
+
+@pytest.mark.parametrize("how", [{"by_project": True}, {"import_project": "old"}])
+async def test_a_load_outlives_its_keys(server: IngestingGateway, tmp_path: Path, how: dict[str, Any]) -> None:
+    expired = httpx.Response(401, json={"code": "invalid_key", "message": "This key has expired."})
+    server.refusals = [lambda _: expired] * CONCURRENT
+    loaded = await load(rows(tmp_path / "x", *(event(n) for n in range(40))), batch_rows=1, key="admin", **how)
+    assert (loaded.outcome.accepted, loaded.outcome.rejected) == (40, 0)
+
+
 def test_a_pause_is_bounded_and_spread() -> None:
     assert pause_before(0, None, jitter=1.0) == 0.1
     assert pause_before(100, None, jitter=1.0) == 30.0
@@ -263,11 +281,12 @@ def test_the_command_uses_the_write_key_and_does_not_import(
 def test_an_import_key_is_made_for_an_import(
     gateway: FakeGateway, data: Path, ran: list[Load], server: IngestingGateway
 ) -> None:
-    server.owners["made"] = "default"
-    gateway.answer("POST", "/v1/keys", {"kind": "import", "keyId": "1", "key": "made"}, status=201)
+    server.projects["default"] = ""
     assert invoke("load", rows(data / "x", event(1)), "--data", data, "--import").exit_code == 0
-    assert (ran[0].key, ran[0].import_old) == ("made", True)
-    assert gateway.bodies() == [{"projectId": "default", "kind": "import", "expiresInSeconds": 3600}]
+    assert (ran[0].key, ran[0].import_old) == ("the-admin-key", True)
+    assert [request.url.path for request in server.requests] == ["/v1/keys", "/v1/events/batch"]
+    assert server.bodies()[0] == {"projectId": "default", "kind": "import", "expiresInSeconds": 3600}
+    assert server.stored == {"default": {"1"}}
 
 
 def test_by_project_imports_with_the_admin_key(
