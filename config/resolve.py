@@ -80,7 +80,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _from_file(path: Path) -> Iterator[tuple[str, Any, str]]:
     try:
-        tree = tomllib.loads(path.read_text("utf-8"))
+        tree = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}; name a readable file with --config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -91,7 +91,8 @@ def _from_file(path: Path) -> Iterator[tuple[str, Any, str]]:
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
     known = {ENVIRONMENT_PREFIX + name.replace(".", "_").upper(): name for name in _fields(Settings)} | PLAIN_NAMES
-    for variable, value in environ.items():
+    # The prefixed name of a setting wins over its plain one, which may be meant for another program.
+    for variable, value in sorted(environ.items(), key=lambda item: item[0] not in PLAIN_NAMES):
         if variable in known:
             yield known[variable], value, f"${variable}"
         elif variable.startswith(ENVIRONMENT_PREFIX):

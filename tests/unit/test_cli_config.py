@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from analytics_actors.cli.settings_options import as_words
+from config import resolve
 from tests.unit.cli_server import invoke
 
 
@@ -44,6 +45,20 @@ def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
     result = invoke("config", "--config", str(file))
     assert result.exit_code == 2
     assert "is not valid TOML" in result.output
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(b"\xef\xbb\xbf[gateway]\nport = 1\n")
+    assert rows("--config", file)["gateway.port"] == (1, str(file))
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_the_prefixed_variable_wins_over_the_plain_one(step: int) -> None:
+    variables = [("BATCH_SIZE", "5"), ("ANALYTICS_STORE_BATCH_SIZE", "7")]
+    resolved = resolve(environ=dict(variables[::step]))
+    assert resolved.settings.store.batch_size == 7
+    assert resolved.origins["store.batch_size"] == "$ANALYTICS_STORE_BATCH_SIZE"
 
 
 def test_a_list_may_be_json_or_words() -> None:
