@@ -6,6 +6,7 @@ Environment names are `ANALYTICS_<SECTION>_<FIELD>` in capitals (`ANALYTICS_DATA
 """
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -137,9 +138,13 @@ def _convert(name: str, raw: Any, origin: str, annotation: Any) -> Any:
     try:
         if is_list and isinstance(raw, str):
             raw = _read_list(raw)
-        return msgspec.convert(raw, annotation, strict=not isinstance(raw, str))
+        value = msgspec.convert(raw, annotation, strict=not isinstance(raw, str))
     except msgspec.DecodeError as error:
         raise SettingsError(f"{name} = {raw!r} (from {origin}): {error}") from error
+    # JSON, in which the settings go to every process, has neither inf nor nan.
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{name} = {raw!r} (from {origin}): Expected a finite number")
+    return value
 
 
 def _read_list(text: str) -> list[Any]:

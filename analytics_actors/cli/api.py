@@ -14,6 +14,9 @@ PATIENT_S = 600.0
 """For what has a deadline of its own, which is a setting of the server's."""
 
 
+NO_GATEWAY = "the answer is not that of a gateway: is the URL right?"
+
+
 class ApiFailure(Failure):
     """The gateway answered with an error; `code` is that of its error table."""
 
@@ -96,10 +99,13 @@ class Api:
 
 
 def answer_of(status: int, content: bytes) -> Any:
-    """The JSON of a good answer. Raises `ApiFailure` for the others, in the gateway's own words."""
+    """The JSON of a good answer. Raises `ApiFailure` for the others, in the gateway's own words, and `Failure` when
+    a good one is no JSON."""
     try:
         answer = msgspec.json.decode(content) if content else {}
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if 200 <= status < 300:
+            raise Failure(NO_GATEWAY) from error
         answer = {}
     if 200 <= status < 300:
         return answer

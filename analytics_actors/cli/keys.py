@@ -7,6 +7,8 @@ from analytics_actors.cli.output import print_json, print_table
 from analytics_actors.cli.pages import all_pages
 from analytics_actors.cli.server_options import json_option, server_options
 
+MAX_EXPIRES_IN_S = 100 * 366 * 86400.0
+
 
 @click.group()
 def keys() -> None:
@@ -41,7 +43,12 @@ def list_keys(api: Api, project: str | None, as_json: bool) -> None:
     required=True,
     help="write: public, may sit in a page. import: may also send old events.",
 )
-@click.option("--expires-in", "expires_in_s", type=float, help="Seconds after which the key stops working.")
+@click.option(
+    "--expires-in",
+    "expires_in_s",
+    type=click.FloatRange(0, MAX_EXPIRES_IN_S, min_open=True),
+    help="Seconds after which the key stops working.",
+)
 @server_options("admin")
 @json_option
 def create_key(api: Api, project: str | None, kind: str, expires_in_s: float | None, as_json: bool) -> None:

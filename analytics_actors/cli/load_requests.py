@@ -42,13 +42,14 @@ class Post(Protocol):
 @asynccontextmanager
 async def posting(url: str, *, connections: int) -> AsyncIterator[Post]:
     """POSTs to that gateway, over connections that are kept open."""
+    base = url.rstrip("/")
     timeout = aiohttp.ClientTimeout(total=REQUEST_DEADLINE_S)
     connector = aiohttp.TCPConnector(limit=connections)
-    async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as session:
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
         async def post(path: str, body: bytes, headers: Mapping[str, str], parameters: Mapping[str, str]) -> Reply:
             try:
-                async with session.post(path, data=body, headers=headers, params=parameters) as response:
+                async with session.post(base + path, data=body, headers=headers, params=parameters) as response:
                     content = await response.read()
                     return Reply(response.status, response.headers.get("Retry-After", ""), content)
             except (aiohttp.ClientError, TimeoutError) as error:

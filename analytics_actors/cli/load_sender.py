@@ -12,7 +12,8 @@ from typing import Protocol
 
 import msgspec
 
-from analytics_actors.cli.api import ApiFailure, answer_of
+from analytics_actors.cli.api import NO_GATEWAY, ApiFailure, answer_of
+from analytics_actors.cli.failure import Failure
 from analytics_actors.cli.load_requests import Requests
 from analytics_actors.cli.load_rows import BadRow, Batch
 
@@ -126,7 +127,10 @@ class Sender:
         headers = self._headers | {"Authorization": f"Bearer {key}"}
         reply = await self._requests.post("/v1/events/batch", body, headers, self._parameters)
         answer_of(reply.status, reply.content)
-        return msgspec.json.decode(reply.content, type=_Answer)
+        try:
+            return msgspec.json.decode(reply.content, type=_Answer)
+        except msgspec.DecodeError as error:
+            raise Failure(NO_GATEWAY) from error
 
     def _count(self, batch: Batch, answer: _Answer) -> None:
         outcome = self._outcome

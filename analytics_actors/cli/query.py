@@ -6,7 +6,7 @@ from typing import Any
 import click
 import msgspec
 
-from analytics_actors.cli.api import Api
+from analytics_actors.cli.api import Api, answer_of
 from analytics_actors.cli.output import print_table
 from analytics_actors.cli.server_options import server_options
 
@@ -42,7 +42,7 @@ def query(api: Api, sql: str | None, form: str, limit: int | None, strict: bool,
         body["limit"] = limit
     content, headers = api.post_for_bytes("/v1/query", body, {"projectId": project})
     if form == "table":
-        _print_table(msgspec.json.decode(content))
+        _print_table(answer_of(200, content))
         return
     click.echo(content, nl=form == "json")
     if headers.get("x-query-truncated") == "true":

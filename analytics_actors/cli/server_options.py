@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+import httpx
 
 from analytics_actors.cli.api import Api
 from analytics_actors.cli.failure import Failure
@@ -50,11 +51,24 @@ def server_options(
 
 
 def connect(data: Path, url: str | None, key: str | None, *, role: Role) -> Api:
-    """Raises `Failure` when nobody says where the system is."""
-    if url and key:
-        return Api(url, key)
-    connection = kept_connection(data)
-    return Api(url or connection.gateway_url, key or getattr(connection, f"{role}_key"))
+    """Raises `Failure` when nobody says where the system is, or when the URL or the key can be none."""
+    if not (url and key):
+        connection = kept_connection(data)
+        url, key = url or connection.gateway_url, key or getattr(connection, f"{role}_key")
+    _check(url, key)
+    return Api(url, key)
+
+
+def _check(url: str, key: str) -> None:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise Failure(f"{url!r} is no URL of a gateway: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise Failure(f"{url!r} is no URL of a gateway: write it as http://HOST:PORT")
+    # Not shown: it may be a real one with a slip.
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise Failure("the key has characters that no key has: is it complete, and on one line?")
 
 
 def kept_connection(data: Path) -> Connection:

@@ -168,6 +168,40 @@ def test_url_and_key_need_no_data_folder(gateway: FakeGateway, tmp_path: Path) -
     assert (gateway.keys, gateway.requests[0].url.host) == (["given"], "other.test")
 
 
+@pytest.mark.parametrize("url", ["localhost:1", "foo", "http://", "http://h:port", "ftp://h"])
+def test_what_is_no_url_is_told(gateway: FakeGateway, data: Path, url: str) -> None:
+    result = invoke("status", "--data", data, "--url", url)
+    assert result.exit_code == 1
+    assert "is no URL of a gateway" in result.output
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "abc\ndef", "a b"])
+def test_what_is_no_key_is_told_and_not_shown(gateway: FakeGateway, data: Path, key: str) -> None:
+    result = invoke("status", "--data", data, "--key", key)
+    assert result.exit_code == 1
+    assert "no key has" in result.output
+    assert key not in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "path"),
+    [
+        (["status"], "GET", "/v1/status"),
+        (["tail"], "GET", "/v1/events"),
+        (["query", "select 1"], "POST", "/v1/query"),
+    ],
+)
+def test_another_server_is_told(gateway: FakeGateway, data: Path, words: list[str], method: str, path: str) -> None:
+    gateway.routes[method, path] = lambda _: httpx.Response(200, html="<html>Welcome</html>")
+    result = invoke(*words, "--data", data)
+    assert result.exit_code == 1
+    assert "not that of a gateway" in result.output
+
+
+def test_a_key_that_never_expires_is_not_asked_for_so(data: Path) -> None:
+    assert invoke("keys", "create", "--kind", "read", "--expires-in", "inf", "--data", data).exit_code == 2
+
+
 def test_projects_are_listed_over_all_pages(gateway: FakeGateway, data: Path) -> None:
     def page(request: httpx.Request) -> httpx.Response:
         after = request.url.params.get("after")

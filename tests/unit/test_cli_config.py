@@ -85,6 +85,8 @@ def test_a_password_in_a_url_is_not_shown() -> None:
         (["--set", "gateway.port"], "write it as NAME=VALUE"),
         (["--data", ""], "data (from flag) is empty"),
         (["--shards", "0"], ">= 1"),
+        (["--set", "gateway.key_refresh_s=inf"], "Expected a finite number"),
+        (["--set", "gateway.key_refresh_s=nan"], "gateway.key_refresh_s"),
         (["--set", "windows.metrics=[{]"], "windows.metrics"),
         (["--set", "windows.metrics=a"], "windows.metrics"),
         (["--config", "/nonexistent"], "does not exist"),
