@@ -7,7 +7,8 @@ from analytics_actors.cli.output import print_json, print_table
 from analytics_actors.cli.pages import all_pages
 from analytics_actors.cli.server_options import json_option, server_options
 
-MAX_EXPIRES_IN_S = 100 * 366 * 86400.0
+LIFETIME_S = click.FloatRange(0, 100 * 366 * 86400.0, min_open=True)
+"""What may be said of how long a key works."""
 
 
 @click.group()
@@ -46,7 +47,7 @@ def list_keys(api: Api, project: str | None, as_json: bool) -> None:
 @click.option(
     "--expires-in",
     "expires_in_s",
-    type=click.FloatRange(0, MAX_EXPIRES_IN_S, min_open=True),
+    type=LIFETIME_S,
     help="Seconds after which the key stops working.",
 )
 @server_options("admin")

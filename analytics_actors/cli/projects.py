@@ -5,6 +5,7 @@ from urllib.parse import quote
 import click
 
 from analytics_actors.cli.api import Api
+from analytics_actors.cli.keys import LIFETIME_S
 from analytics_actors.cli.output import print_json, print_table
 from analytics_actors.cli.pages import all_pages
 from analytics_actors.cli.server_options import json_option, server_options
@@ -45,7 +46,7 @@ def list_projects(api: Api, as_json: bool) -> None:
     help="Kind of key to make with it; may be given several times.",
 )
 @click.option("--client", help="Of whom it is. [default: itself]")
-@click.option("--expires-in", "expires_in_s", type=float, help="Seconds after which these keys stop working.")
+@click.option("--expires-in", "expires_in_s", type=LIFETIME_S, help="Seconds after which these keys stop working.")
 @server_options("admin")
 @json_option
 def create_project(
