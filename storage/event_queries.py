@@ -2,17 +2,18 @@
 
 Events come as JSON text in the API's words, built by PostgreSQL; an answer is put together without parsing.
 Pages follow a key, not a number: a cursor names the last event of its page, so that rows that arrive
-meanwhile shift nothing.
+meanwhile shift nothing. They are read in steps of bounded size and end at a number of bytes: the JSON of a
+thousand large events would be more than a gateway or PostgreSQL can hold for each reader.
 
 Which index serves is decided here and not by the planner, which knows nothing of how well a Bloom filter
 leaves out pages (it would read the whole table): see `_BY_NEWEST` and `_BY_LOOKUP`, and migration 0002.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal, NamedTuple
 
-import asyncpg
 import msgspec
 
 from storage.postgres import Postgres
@@ -32,6 +33,11 @@ _SIGNS = {"newest": "<", "received": ">"}
 _FIRST = datetime.min.replace(tzinfo=UTC)
 # Some 15 ms; what makes up more than half a percent of a project's events fills a page of 100 from them.
 _PROBED_EVENTS = 20_000
+_PAGE_BYTES = 8 * 1024 * 1024
+"""Of JSON, after which a page ends."""
+_STEP_BYTES = 1024 * 1024
+"""As they are stored, of the events that are read at a time. jsonb keeps 309 digits of 1e308 in 16 bytes: their JSON
+is at most 20 times that."""
 
 
 class InvalidCursor(ValueError):
@@ -71,6 +77,13 @@ class DeadLetter(NamedTuple):
     message: str
 
 
+class _Listed(NamedTuple):
+    """What a list found: the first of its events, and where each of them is, also those that were too many to read."""
+
+    events: list[msgspec.Raw]
+    keys: list[tuple[datetime, int, str]]
+
+
 class EventQueries:
     """Every call has the deadline of the `Postgres` it is given, and raises `Unavailable` after it."""
 
@@ -96,7 +109,8 @@ class EventQueries:
 
         `newest` goes back in event time. `received` goes forward in the order of storing, which within a
         project is the order of its log (OR-1), for those who follow it; `start` and `end` are then times of
-        storing, and without them or a cursor everything is read. Raises `InvalidCursor`.
+        storing, and without them or a cursor everything is read. Large events make a page shorter than `limit`.
+        Raises `InvalidCursor`.
         """
         filters = {"event_type": event_type, "user_id": user_id, "session_id": session_id}
         given = {column: text for column, text in filters.items() if text is not None}
@@ -108,7 +122,7 @@ class EventQueries:
         self._add_times(listing, start, end)
         if cursor is not None:
             listing.after(*_decode_cursor(cursor, order))
-        page = _page(await self._rows(listing), limit, order, cursor)
+        page = _page(await self._listed(listing), limit, order, cursor)
         if order == "newest" and page.next_cursor is not None:
             return page
         return page._replace(history_begins=await self.history_begins(project_id))
@@ -129,20 +143,38 @@ class EventQueries:
         if end is not None:
             listing.times.add(f"{listing.key} < ?", end)
 
-    async def _rows(self, listing: "_Listing") -> list[asyncpg.Record]:
+    async def _listed(self, listing: "_Listing") -> _Listed:
         """Frequent things are among the newest; only what is rare is worth looking up by its filters."""
         if listing.order == "newest":
-            rows = await self._fetch(_BY_NEWEST, listing.statement_by_newest(), listing.values)
-            if not listing.filters or len(rows) == listing.limit:
-                return rows
-        return await self._fetch(_BY_LOOKUP, listing.statement_by_lookup(), listing.values)
+            listed = await self._in_steps(_BY_NEWEST, listing.statement_by_newest, listing.values)
+            if not listing.filters or len(listed.keys) == listing.limit:
+                return listed
+        return await self._in_steps(_BY_LOOKUP, listing.statement_by_lookup, listing.values)
+
+    async def _in_steps(self, plan: str, statement: Callable[[int], str], values: list[object]) -> _Listed:
+        """Ordinary pages are one step."""
+        events: list[msgspec.Raw] = []
+        keys: list[tuple[datetime, int, str]] = []
+        room = _PAGE_BYTES
+        async with self._postgres.transaction(snapshot=True) as connection:
+            await connection.execute(plan)
+            while True:
+                rows = await connection.fetch(statement(len(events)), *values)
+                keys[len(events) :] = [row[1:] for row in rows]
+                texts = [row[0].encode() for row in rows if row[0] is not None]
+                events += map(msgspec.Raw, texts)
+                room -= sum(map(len, texts))
+                if room <= 0 or len(events) == len(keys):
+                    return _Listed(events, keys)
 
     async def find_event(self, project_id: str, event_id: str) -> StoredEvent | None:
         """The event of that id; the latest, should an id have come back after the dedupe window."""
         if not (_can_be_stored(project_id) and _can_be_stored(event_id)):
             return None
-        rows = await self._fetch(_BY_LOOKUP, _FIND_EVENT, [project_id, event_id])
-        return StoredEvent(msgspec.Raw(rows[0][0].encode()), *rows[0][1:]) if rows else None
+        async with self._postgres.transaction(snapshot=True) as connection:
+            await connection.execute(_BY_LOOKUP)
+            row = await connection.fetchrow(_FIND_EVENT, project_id, event_id)
+        return None if row is None else StoredEvent(msgspec.Raw(row[0].encode()), *row[1:])
 
     async def find_dead_letter(self, project_id: str, event_id: str) -> DeadLetter | None:
         """The last dead letter of that id."""
@@ -151,11 +183,6 @@ class EventQueries:
         async with self._postgres.session() as connection:
             row = await connection.fetchrow(_FIND_DEAD_LETTER, project_id, event_id)
         return None if row is None else DeadLetter(*row)
-
-    async def _fetch(self, plan: str, sql: str, values: list[object]) -> list[asyncpg.Record]:
-        async with self._postgres.transaction(snapshot=True) as connection:
-            await connection.execute(plan)
-            return await connection.fetch(sql, *values)
 
 
 class _Conditions:
@@ -198,27 +225,40 @@ class _Listing:
         self.times.add(f"{self.key} {sign}= ?", at)
         self.times.add(f"({self.key}, log_offset, event_id) {sign} (?, ?, ?)", at, log_offset, event_id)
 
-    def statement_by_newest(self) -> str:
-        """Without filters the whole answer, with them what is among the newest `_PROBED_EVENTS`."""
+    def statement_by_newest(self, skip: int = 0) -> str:
+        """Without filters the whole answer, with them what is among the newest `_PROBED_EVENTS`. `skip`: without so
+        many of the first."""
         probe = f"{self._ordering} LIMIT {_PROBED_EVENTS}" if self.filters else ""
-        return self._statement(f"SELECT * FROM events_log WHERE {self.project} AND {self.times} {probe}", self.filters)
+        source = f"SELECT * FROM events_log WHERE {self.project} AND {self.times} {probe}"
+        return self._statement(source, self.filters, skip)
 
-    def statement_by_lookup(self) -> str:
+    def statement_by_lookup(self, skip: int = 0) -> str:
         """OFFSET 0 is a fence: the project, which every index has, cannot draw the planner to another one."""
-        return self._statement(f"SELECT * FROM events_log WHERE {self.filters} AND {self.times} OFFSET 0", self.project)
+        source = f"SELECT * FROM events_log WHERE {self.filters} AND {self.times} OFFSET 0"
+        return self._statement(source, self.project, skip)
 
-    def _statement(self, source: str, wanted: _Conditions) -> str:
+    def _statement(self, source: str, wanted: _Conditions, skip: int) -> str:
+        """All keys, but the JSON of the first event and of what fits into one step with it: it is not even made of
+        the others. The sizes are read without the values, which are stored elsewhere when they are large."""
         return f"""
-            SELECT {_EVENT_JSON}, {self.key}, log_offset, event_id
-            FROM (SELECT * FROM ({source}) AS source WHERE {wanted} {self._ordering} LIMIT {self.limit:d}) AS page
+            SELECT CASE WHEN through <= {_STEP_BYTES:d} OR through = size THEN {_EVENT_JSON} END,
+                {self.key}, log_offset, event_id
+            FROM (
+                SELECT *, sum(size) OVER ({self._ordering} ROWS UNBOUNDED PRECEDING) AS through
+                FROM (
+                    SELECT *, pg_column_size(properties) + coalesce(pg_column_size(context), 0) AS size
+                    FROM ({source}) AS source
+                    WHERE {wanted} {self._ordering} LIMIT {self.limit - skip:d} OFFSET {skip:d}
+                ) AS sized
+            ) AS page
             {self._ordering}
         """
 
 
-def _page(rows: list[asyncpg.Record], limit: int, order: Order, cursor: str | None) -> EventPage:
-    events = [msgspec.Raw(row[0].encode()) for row in rows[:limit]]
-    if len(rows) > limit or (rows and order == "received"):
-        return EventPage(events, _encode_cursor(order, *rows[len(events) - 1][1:]))
+def _page(listed: _Listed, limit: int, order: Order, cursor: str | None) -> EventPage:
+    events = listed.events[:limit]
+    if len(listed.keys) > len(events) or (events and order == "received"):
+        return EventPage(events, _encode_cursor(order, *listed.keys[len(events) - 1]))
     return EventPage(events, cursor if order == "received" else None)
 
 

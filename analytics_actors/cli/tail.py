@@ -35,11 +35,9 @@ def tail(api: Api, event_type: str | None, project: str | None, count: int, foll
     where = {"type": event_type, "projectId": project}
     began_at = datetime.now(UTC)
     seen = []
-    if count:
-        page = api.get("/v1/events", {**where, "order": "newest", "limit": count})
-        for event in reversed(page["events"]):
-            seen.append(event["eventId"])
-            _show(event, as_json)
+    for event in reversed(newest(api, where, count)):
+        seen.append(event["eventId"])
+        _show(event, as_json)
     if follow:
         try:
             for event in arriving(api, where, began_at):
@@ -47,6 +45,20 @@ def tail(api: Api, event_type: str | None, project: str | None, count: int, foll
                     _show(event, as_json)
         except KeyboardInterrupt:
             click.echo(err=True)
+
+
+def newest(api: Api, where: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """The newest events, the newest first; a page of large ones has fewer than were asked for."""
+    events: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while len(events) < count:
+        parameters = {**where, "order": "newest", "limit": count - len(events), "cursor": cursor}
+        page = api.get("/v1/events", parameters)
+        events += page["events"]
+        cursor = page.get("nextCursor")
+        if cursor is None:
+            break
+    return events
 
 
 def arriving(api: Api, where: Mapping[str, Any], since: datetime) -> Iterator[dict[str, Any]]:

@@ -56,9 +56,10 @@ class EventView(msgspec.Struct, rename="camel"):
 
 
 class Events(msgspec.Struct, Generic[EventJson], rename="camel", omit_defaults=True):
-    """A page of events. `nextCursor` leads to the next; with order=received it is always there, to follow on. At the
-    end of the newest, and with order=received, `historyBegins` says that what was stored before has left PostgreSQL:
-    it is in the lake (POST /v1/query)."""
+    """A page of events. `nextCursor` leads to the next; with order=received it is always there, to follow on. A page
+    has at most `limit` events, and fewer where they are large: it ends after some 8 MiB. At the end of the newest, and
+    with order=received, `historyBegins` says that what was stored before has left PostgreSQL: it is in the lake (POST
+    /v1/query)."""
 
     events: list[EventJson]
     next_cursor: str | None = None

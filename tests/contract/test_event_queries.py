@@ -14,13 +14,15 @@ import pytest
 
 from config.settings import StoreSettings
 from storage import event_queries
-from storage.event_queries import EventPage, EventQueries, InvalidCursor
+from storage.event_queries import EventPage, EventQueries, InvalidCursor, Order
 from storage.migrate import migrate
 from storage.postgres import Postgres
 from storage.postgres_store import PostgresStore
 from tests.contract.log_records import NOW, batch, event, record, write
 
 Event = dict[str, Any]
+
+MIB = 1024 * 1024
 
 
 @pytest.fixture
@@ -122,6 +124,57 @@ async def test_following_sees_each_event_once_in_the_order_of_the_log(
             if not page.events:
                 break
     assert seen == [row["event_id"] for row in events if row["project_id"] == "shop"]
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+@pytest.mark.parametrize("probed", [20_000, 5])
+async def test_pages_that_end_at_their_bytes_leave_nothing_out(
+    store: PostgresStore, queries: EventQueries, monkeypatch: pytest.MonkeyPatch, probed: int, filters: dict[str, Any]
+) -> None:
+    events = [row | {"properties": f'{{"x":"{"x" * (number % 7 * 40)}"}}'} for number, row in enumerate(_events())]
+    await _store_all(store, events)
+    monkeypatch.setattr(event_queries, "_PROBED_EVENTS", probed)
+    for order in ("newest", "received"):
+        read = partial(queries.list_events, "shop", limit=50, order=order, **filters)
+        whole = await _all_pages(read)
+        with monkeypatch.context() as smaller:
+            smaller.setattr(event_queries, "_STEP_BYTES", 500)
+            assert await _all_pages(read) == whole
+            smaller.setattr(event_queries, "_PAGE_BYTES", 2000)
+            assert await _all_pages(read) == whole
+            assert len((await read()).events) < 12
+
+
+@pytest.mark.parametrize("order", ["newest", "received"])
+async def test_a_page_of_large_events_ends_after_a_number_of_bytes(
+    store: PostgresStore, queries: EventQueries, order: Order
+) -> None:
+    for first in range(0, 20, 5):
+        large = [event(f"e{first + number:02}", properties=f'{{"x":"{"x" * MIB}"}}') for number in range(5)]
+        await store.write([write(record(batch(*large)), first=first // 5)])
+    read = partial(queries.list_events, "shop", limit=1000, order=order)
+    assert len((await read()).events) == 8
+    assert sorted(await _all_pages(read)) == [f"e{number:02}" for number in range(20)]
+
+
+async def test_numbers_of_few_bytes_and_many_digits_do_not_make_a_page_large(
+    store: PostgresStore, queries: EventQueries
+) -> None:
+    """Gateways refuse most of such events; earlier releases have stored them."""
+    small = f'{{"a":[{",".join(["1e308"] * 10_000)}]}}'
+    large = f'{{"a":[{",".join(["1e308"] * 80_000)}]}}'
+    events = [event(f"e{number:02}", properties=small if number < 20 else large) for number in range(22)]
+    await store.write([write(record(batch(*events)))])
+    sizes, cursor = [], None
+    while True:
+        page = await queries.list_events("shop", cursor=cursor)
+        sizes.append([len(bytes(raw)) // MIB for raw in page.events])
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert sizes[:2] == [[23], [23]]
+    assert sum(map(len, sizes[2:])) == 20
+    assert max(map(sum, sizes[2:])) <= 8 + 20
 
 
 async def test_following_begins_at_a_time_of_storing(store: PostgresStore, queries: EventQueries) -> None:

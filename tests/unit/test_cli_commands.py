@@ -298,6 +298,16 @@ def test_tail_shows_the_newest_last_and_no_control_characters(gateway: FakeGatew
     assert [msgspec.json.decode(line)["eventId"] for line in lines] == ["1", "2"]
 
 
+def test_tail_goes_on_where_large_events_made_a_page_short(gateway: FakeGateway, data: Path) -> None:
+    events = [{"eventId": str(n), "eventType": "a", "timestamp": "2026-01-01T00:00:00Z"} for n in (3, 2, 1)]
+    pages = iter([{"events": events[:2], "nextCursor": "c"}, {"events": events[2:], "nextCursor": "d"}])
+    gateway.routes["GET", "/v1/events"] = lambda _: httpx.Response(200, json=next(pages))
+    lines = invoke("tail", "-n", "3", "--data", data, "--json").output.splitlines()
+    assert [msgspec.json.decode(line)["eventId"] for line in lines] == ["1", "2", "3"]
+    assert [request.url.params["limit"] for request in gateway.requests] == ["3", "1"]
+    assert gateway.requests[1].url.params["cursor"] == "c"
+
+
 @pytest.mark.parametrize(
     ("numbers", "text"), [([], ""), ([3], "3"), ([2, 0, 1, 5], "0-2 5"), ([1, 3, 5], "1 3 5"), ([8, 9], "8-9")]
 )
