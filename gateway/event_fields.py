@@ -21,6 +21,7 @@ from gateway.json_checks import (
     check_characters,
     check_number,
     count_keys,
+    have_more_zeros,
     may_have_more,
     most_values,
 )
@@ -83,6 +84,7 @@ class FieldReader:
     def __init__(self, limits: GatewaySettings) -> None:
         self._max_keys = limits.max_keys
         self._max_values = limits.max_values
+        self._max_zeros = limits.max_event_bytes
         self._checker = JsonChecker(limits)
 
     def row(self, event: object, terms: Terms, *, checked: bool) -> Row:
@@ -99,6 +101,9 @@ class FieldReader:
         if may_have_more(encoded_properties, encoded_context or b"", self._max_keys, self._max_values):
             self._check_values(encoded_properties, encoded_context or b"")
             self._check_keys(properties, context)
+        if have_more_zeros(encoded_properties, encoded_context or b"", self._max_zeros):
+            message = f"The numbers have more than {self._max_zeros} digits without their exponents; send strings."
+            raise EventRefused("event_too_large", message)
         return Row(
             event_id=_text(event, _EVENT_ID, MAX_EVENT_ID_CHARS) or "",
             event_type=event_type,

@@ -8,14 +8,15 @@ The rule stands here twice, because speed and a good answer want different thing
   decides, and it names the fault and its place.
 
 What the type takes, the walk takes too (a property test holds them together). Two things the type does not
-see: the character U+0000, which `may_hold_nul` finds in the text before, and the numbers of keys and values,
-which `may_have_more` bounds in the text after.
+see: the character U+0000, which `may_hold_nul` finds in the text before, and what the event has altogether, which
+is found in the text after: keys and values (`may_have_more`) and what exponents stand for (`have_more_zeros`).
 
 The walk is Python and costs 0.3 µs a value, so a text with more values than an event may have is refused before it.
 
 Numbers are signed 64-bit integers or finite doubles, as Parquet and DuckDB keep them. Events are stored as
 the encoder writes them from the decoded value, never as they were sent: jsonb would turn the 8 bytes of
-1e131071 into 131,072 digits, and repeated keys would mean different things to different readers.
+1e131071 into 131,072 digits, and repeated keys would mean different things to different readers. Of the 5 bytes
+of 1e308 it still makes 309 digits: an event may have as many of those as it may have bytes.
 """
 
 import json
@@ -41,6 +42,10 @@ UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _MAX_POINTER_CHARS = 64
 _MIN_BYTES_PER_KEY = 5
 _MIN_BYTES_PER_VALUE = 2
+_MAX_ZEROS_PER_BYTE = 52
+"""Of `1e308,`, which is the worst."""
+_exponents = re.compile(rb"e-?([0-9]{1,3})[,\]}]").findall
+_without_strings = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL).sub
 _escaped_nul = re.compile(rb"\\u0000").search
 
 
@@ -103,6 +108,20 @@ def count_keys(value: object) -> int:
     if type(value) is dict:
         return len(value) + sum(map(count_keys, value.values()))
     return sum(map(count_keys, value)) if type(value) is list else 0
+
+
+def have_more_zeros(properties: bytes, context: bytes, max_zeros: int) -> bool:
+    """Whether the numbers in two texts of our encoder have more zeros (or as many other digits) when they are written
+    without exponents, as jsonb does."""
+    if _MAX_ZEROS_PER_BYTE * (len(properties) + len(context)) <= max_zeros:
+        return False
+    texts = properties + context
+    # What only looks like an exponent, in a string, is worth a second look when there is very much of it.
+    return _zeros(texts) > max_zeros and _zeros(_without_strings(b"", texts)) > max_zeros
+
+
+def _zeros(text: bytes) -> int:
+    return sum(map(int, _exponents(text)))
 
 
 def parse_leniently(text: bytes) -> object:

@@ -22,7 +22,7 @@ from gateway.event_fields import (
     is_address,
 )
 from gateway.event_times import read_time
-from gateway.json_checks import TYPED_DEPTH, may_have_more, object_type
+from gateway.json_checks import TYPED_DEPTH, have_more_zeros, may_have_more, object_type
 from gateway.rows import Row
 
 Checked = TypeVar("Checked")
@@ -66,6 +66,8 @@ def native_rows(events: list[NativeEvent[JsonObject]], terms: Terms, limits: Gat
     properties = _encoded([event.properties or _NO_PROPERTIES for event in events])
     contexts = _encoded([event.context for event in events])
     if any(map(may_have_more, properties, contexts, repeat(limits.max_keys), repeat(limits.max_values))):
+        return None
+    if any(map(have_more_zeros, properties, contexts, repeat(limits.max_event_bytes))):
         return None
     return [
         Row(

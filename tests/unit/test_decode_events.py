@@ -322,6 +322,25 @@ def test_the_size_of_an_event_is_that_of_its_text() -> None:
             assert ("event_too_large" in codes) != fits
 
 
+@pytest.mark.parametrize("field", ["properties", "context", "event_data"])
+def test_the_digits_that_exponents_stand_for_are_bounded_as_the_event_is(field: str) -> None:
+    """jsonb writes them all."""
+    limits = GatewaySettings(max_event_bytes=30_000)
+    for number, most in (("1e308", 97), ("-1.5e-300", 100), ("2.5e20", 1500)):
+        for count in (most, most + 1):
+            event = f'{{"eventType":"a","eventId":"i","{field}":{{"x":[{",".join([number] * count)}]}}}}'.encode()
+            for decoded in (single(event, limits=limits), batch(b"[%b,%b]" % (GOOD % (1, 1), event), limits=limits)):
+                refused = [(found.code, found.pointer) for found in decoded.rejections.values()]
+                assert refused == ([] if count == most else [("event_too_large", "")])
+                assert decoded.event_ids[-1] == "i"
+
+
+def test_what_only_looks_like_an_exponent_is_none() -> None:
+    text = '1e308,"1e308],\\' * 20
+    event = {"eventType": "a", "properties": {f"{n}e308": [text, True, False, 1.5, 100000000000] for n in range(20)}}
+    assert row_of(event, limits=GatewaySettings(max_event_bytes=15_000))
+
+
 def test_numbers_and_texts_are_kept_and_normalised() -> None:
     sent = (
         b'{"a": -0, "b":1E5,"c":9223372036854775807,"d":1e-400,"e":"\\u00e9\\ud83d\\ude00\\udbff\\udfff\\/","a":1.50}'
