@@ -24,7 +24,7 @@ from analytics_actors.counters import Counters
 from analytics_actors.messages import NOT_OWNER
 from analytics_actors.owned_partition import OwnedPartition, PartitionState
 from analytics_actors.pending import PendingRecord
-from storage.errors import Fenced, FormatError, LogLost, Unavailable
+from storage.errors import Fenced, FormatError, LogLost, Misconfigured, Unavailable
 from storage.event_batch import RECORD_VERSION, LogRecord, decode_record, read_rows
 from storage.event_store import Checkpoint, EventStore
 from storage.fingerprint import batch_fingerprint, fingerprint, partition_of
@@ -152,7 +152,9 @@ class Takeover:
         try:
             async with asyncio.timeout(LOOK_S):
                 checkpoints = await self._store.checkpoints([owner.partition for owner in owners])
-        except (Unavailable, TimeoutError):
+        except (Unavailable, Misconfigured, TimeoutError) as error:
+            # Appends are taken without it, and the sink tries on; its first write clears this.
+            self._counters.trouble("postgres", str(error) or "no answer about the log's offsets")
             return []
         ahead = [
             (owner, checkpoint)

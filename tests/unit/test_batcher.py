@@ -17,9 +17,9 @@ from analytics_actors.messages import APPENDED, FULL, NOT_OWNER, REPEATED, UNAVA
 from analytics_actors.takeover import OFFSET_BLOCK
 from config.settings import LogSettings, Settings, StoreSettings
 from storage.copy_format import gather
-from storage.errors import Unavailable
+from storage.errors import Misconfigured, StorageError, Unavailable
 from storage.event_batch import EventBatch, PackedRows, decode_record, encode_record
-from storage.event_store import PartitionWrite, WriteResult
+from storage.event_store import Checkpoint, PartitionWrite, WriteResult
 from storage.fingerprint import partition_of
 from storage.memory_log import MemoryLog
 from storage.memory_store import MemoryStore
@@ -395,6 +395,27 @@ async def test_a_log_that_was_set_back_and_a_new_owner(shard: Shard, behind: int
     await eventually(lambda: shard.stored() == dict.fromkeys(wanted, 1))
     assert second.failure is None
     assert shard.ledger()["lost"] == 0
+
+
+@pytest.mark.parametrize("error", [Unavailable, Misconfigured])
+async def test_a_new_owner_opens_without_the_event_store(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch, error: type[StorageError]
+) -> None:
+    first = await shard.start()
+    await first.append([make_batch("a")])
+    await eventually(lambda: shard.stored() == {"a": 1})
+    await first.close()
+
+    async def refuse(_partitions: Sequence[int]) -> list[Checkpoint]:
+        raise error("made to fail")
+
+    monkeypatch.setattr(shard.store, "checkpoints", refuse)
+    second = await shard.start()
+    assert "made to fail" in second.observe().trouble
+    [reply] = await second.append([make_batch("a", "b")])
+    assert (reply.status, reply.duplicates) == (APPENDED, b"\x01")
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1})
+    await eventually(lambda: second.observe().trouble == "")
 
 
 async def test_a_log_of_the_time_before_it_was_lost_once_is_gone_on_with(shard: Shard) -> None:
