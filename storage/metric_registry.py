@@ -105,7 +105,7 @@ class MetricRegistry:
             # A database restored into a new cluster counts from the beginning: everything is read again then.
             begin = since if since <= oldest_running else 0
             rows = await connection.fetch(_CHANGED, str(begin))
-        return Changes(_usable(rows), oldest_running)
+        return Changes(_usable(rows, warn=True), oldest_running)
 
 
 async def _check_others(connection: Connection, project_id: str, definition: MetricDefinition) -> None:
@@ -186,17 +186,19 @@ def _encode(definition: MetricDefinition) -> str:
     return msgspec.json.encode(definition).decode()
 
 
-def _usable(rows: Sequence[asyncpg.Record]) -> list[StoredDefinition]:
+def _usable(rows: Sequence[asyncpg.Record], *, warn: bool = False) -> list[StoredDefinition]:
     """Those that could be made today. One that could not (an earlier release let it through) must not end what counts
-    all projects' metrics: it is as if it was not there."""
+    all projects' metrics: it is as if it was not there. Who counts warns of it, once for each change; who answers
+    queries would each time."""
     usable = []
     for row in rows:
         stored = _stored(row)
         try:
             validate(stored.definition)
         except ValueError as error:
-            fields = {"action": "metric_refused", "project_id": row["project_id"], "reason": str(error)}
-            _log.warning("a stored metric is left out", extra=fields)
+            if warn:
+                fields = {"action": "metric_refused", "project_id": row["project_id"], "reason": str(error)}
+                _log.warning("a stored metric is left out", extra=fields)
         else:
             usable.append(stored)
     return usable
