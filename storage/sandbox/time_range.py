@@ -99,7 +99,7 @@ def _is_events(node: Node) -> bool:
 def _of_select(select: Node, evaluate: Evaluate) -> list[TimeRange]:
     """The ranges of those references that stand in the FROM of this SELECT, and can be told apart there."""
     tables = _tables_of(select.get("from_table") or {})
-    if tables is None:
+    if tables is None or _is_sampled(select):
         return []
     conditions = list(_conjunction(select.get("where_clause")))
     is_alone = len(tables) == 1
@@ -115,12 +115,19 @@ def _of_select(select: Node, evaluate: Evaluate) -> list[TimeRange]:
 
 def _tables_of(source: Node) -> list[Node] | None:
     """What a FROM joins, or None when rows that a WHERE leaves out may still matter to it."""
+    if _is_sampled(source):
+        return None
     if source.get("type") != "JOIN":
         return [source]
     if (source.get("ref_type"), source.get("join_type")) not in _JOINS:
         return None
     left, right = _tables_of(source["left"]), _tables_of(source["right"])
     return None if left is None or right is None else [*left, *right]
+
+
+def _is_sampled(node: Node) -> bool:
+    """A sample is taken before WHERE: with fewer rows to take it of, another share of it would be left."""
+    return "sample" in node
 
 
 def _conjunction(where: Node | None) -> list[Node]:

@@ -442,6 +442,13 @@ JOINED = [
     ),
     ("SELECT count(*) FROM events a POSITIONAL JOIN events b WHERE a.timestamp < '2026-03-01'", 6),
     ("SELECT count(*) FROM events UNION ALL SELECT 1 FROM events WHERE timestamp < '2026-03-01'", 6),
+    ("SELECT count(*) FROM events TABLESAMPLE reservoir(2 ROWS) WHERE timestamp >= '2026-03-01 05:00'", 6),
+    ("SELECT count(*) FROM events WHERE timestamp >= '2026-03-01 05:00' USING SAMPLE 2 ROWS", 6),
+    (
+        "SELECT count(*) FROM events a JOIN events b TABLESAMPLE reservoir(2 ROWS) USING (user_id) "
+        "WHERE a.timestamp >= '2026-03-01 05:00' AND b.timestamp >= '2026-03-01 05:00'",
+        6,
+    ),
 ]
 
 
