@@ -28,6 +28,8 @@ from storage.sandbox.wire import Format
 _EPOCH_UTC = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH = _EPOCH_UTC.replace(tzinfo=None)
 _JSON = "JSON"
+_DAY_US = 24 * 3600 * 1_000_000
+"""A time of day of SQL's that no time of Python's is."""
 _US_PER_UNIT = {"s": 1_000_000, "ms": 1000, "us": 1}
 
 _encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
@@ -111,6 +113,8 @@ def _converter(type_: pa.DataType) -> Convert:
         return _timestamps
     if pa.types.is_date(type_):
         return lambda array: [_date(days) for days in array.cast(pa.int32()).to_pylist()]
+    if pa.types.is_time(type_):
+        return lambda array: [_time(us) for us in array.cast(pa.int64()).to_pylist()]
     if pa.types.is_floating(type_):
         return lambda array: [_float(value) for value in array.to_pylist()]
     if pa.types.is_binary(type_) or pa.types.is_large_binary(type_):
@@ -162,6 +166,12 @@ def _date(days: int | None) -> date | int | None:
         return _EPOCH.date() + timedelta(days=days)
     except OverflowError:
         return days
+
+
+def _time(us: int | None) -> time | str | None:
+    if us is None:
+        return None
+    return "24:00:00" if us == _DAY_US else (_EPOCH + timedelta(microseconds=us)).time()
 
 
 def _float(value: float | None) -> float | str | None:

@@ -37,7 +37,17 @@ _DUCKDB_SHARE = 0.7
 _BATCH_ROWS = 1024
 
 # Types that Arrow has not, or not exactly, wherever in a column's type they stand.
-_AS_TEXT = ("BIGNUM", "BIT", "INTERVAL", "TIME WITH TIME ZONE", "TIMESTAMP_NS", "UHUGEINT", "UNION", "VARIANT")
+_AS_TEXT = (
+    "BIGNUM",
+    "BIT",
+    "INTERVAL",
+    "TIME WITH TIME ZONE",
+    "TIME_NS",
+    "TIMESTAMP_NS",
+    "UHUGEINT",
+    "UNION",
+    "VARIANT",
+)
 
 
 class Answered(NamedTuple):
