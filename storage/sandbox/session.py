@@ -99,10 +99,11 @@ class Session:
             return statements
         if tree["error_type"] == "not implemented":
             raise NotAllowed(
-                "Only SELECT is allowed.", hint="PIVOT and UNPIVOT are within FROM; nothing can be written or set."
+                "Only SELECT is allowed.",
+                hint="PIVOT names its values: ON event_type IN ('a', 'b'). Nothing can be written or set.",
             )
-        place = tree.get("position")
-        raise NotSql(f"{tree['error_message']}.", position=None if place is None else int(place))
+        place, words = tree.get("position"), _ADVICE.sub("", tree["error_message"]).rstrip(".")
+        raise NotSql(f"{words}.", position=None if place is None else int(place))
 
     def _evaluate(self, expression: dict[str, Any]) -> datetime | None:
         node = {
@@ -208,6 +209,8 @@ def _identifier(name: str) -> str:
     return f'"{name}"'
 
 
+# Of DuckDB's messages: no query can follow it.
+_ADVICE = re.compile(r'\s*(\* |Use "?)SET .*')
 _INVALID = (duckdb.ParserException, duckdb.SyntaxException, duckdb.BinderException, duckdb.CatalogException)
 _FAILED = (
     duckdb.ConversionException,
@@ -242,6 +245,6 @@ def _explained(error: Exception) -> Refused:
 def _words(error: Exception) -> str:
     """Without the kind, which the code says; lines are those of the SQL that was sent."""
     kind, colon, words = str(error).partition(": ")
-    told = (words if colon and kind.endswith("Error") else str(error)).strip()
+    told = _ADVICE.sub("", words if colon and kind.endswith("Error") else str(error)).strip()
     # There is a line of ours before it.
     return re.sub(r"^LINE (\d+):", lambda found: f"LINE {int(found[1]) - 1}:", told, flags=re.MULTILINE)

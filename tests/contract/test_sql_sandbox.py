@@ -281,6 +281,28 @@ async def check_refused(ask: Asker, sql: str) -> None:
     assert error.pointer == "/sql"
 
 
+ADVISED = [
+    ("SELECT " + "+".join(["1"] * 1200), "Max expression depth limit of 1000 exceeded."),
+    ("SELECT (SELECT * FROM range(2))", "More than one row returned by a subquery used as an expression - scalar"),
+    ("SELECT list(user_id ORDER BY 'x') FROM events", "ORDER BY non-integer literal has no effect."),
+]
+
+
+@pytest.mark.parametrize(("sql", "message"), ADVISED)
+async def test_nobody_is_told_to_set_what_cannot_be_set(ask: Asker, sql: str, message: str) -> None:
+    error = await refusal(ask, sql)
+    assert error.message.startswith(message)
+    assert "SET" not in error.message
+    assert not error.message.endswith("..")
+
+
+async def test_pivot_without_values_is_told_how(ask: Asker) -> None:
+    counted = "PIVOT (SELECT event_type FROM events) ON event_type{} USING count(*)"
+    error = await refusal(ask, counted.format(""))
+    assert error.hint is not None and "ON event_type IN ('a', 'b')" in error.hint
+    assert await ask.answer("shop", counted.format(" IN ('a', 'b')"))
+
+
 WITHOUT_THE_KERNEL = """
 import sys
 from storage.sandbox import confine
