@@ -10,6 +10,7 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 import msgspec
+from msgspec import inspect
 from starlette.requests import Request
 from starlette.routing import Route
 
@@ -150,7 +151,7 @@ def _convert_query(parameters: Mapping[str, str], to: type[msgspec.Struct]) -> m
     try:
         query = msgspec.convert(given, to, strict=False)
     except msgspec.ValidationError as error:
-        message, pointer = _explain(error)
+        message, pointer = _explain(error, to)
         raise ApiError("invalid_parameter", message, pointer=pointer) from error
     except ValueError as error:
         # A number of seconds beyond the year 9999. Of what parameter, msgspec does not say.
@@ -191,7 +192,7 @@ async def _read_body(request: Request, to: Any, budget: BodyBudget, key: KeyInfo
         raw = await reader.read(request.receive, key.project_id)
         return msgspec.json.decode(raw, type=to)
     except msgspec.ValidationError as error:
-        message, pointer = _explain(error)
+        message, pointer = _explain(error, to)
         raise ApiError("invalid_body", message, pointer=pointer) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError("invalid_json", f"This is not valid JSON: {error}.") from error
@@ -199,8 +200,24 @@ async def _read_body(request: Request, to: Any, budget: BodyBudget, key: KeyInfo
         reader.release()
 
 
-def _explain(error: msgspec.ValidationError) -> tuple[str, str | None]:
+def _explain(error: msgspec.ValidationError, to: Any) -> tuple[str, str | None]:
     """msgspec says "… - at `$.a.b[0]`": the sentence, and the place as a JSON pointer."""
     message, _, place = str(error).partition(" - at `$")
     pointer = place.rstrip("`").replace("[", "/").replace("]", "").replace(".", "/")
+    if message.startswith("Invalid enum value"):
+        kind = inspect.type_info(to)
+        fields = kind.fields if isinstance(kind, inspect.StructType) else ()
+        choices = [value for field in fields if pointer == f"/{field.encode_name}" for value in _choices(field.type)]
+        message += f": {', '.join(map(str, choices))} are possible" if choices else ""
     return f"{message}.", pointer or None
+
+
+def _choices(kind: inspect.Type) -> list[Any]:
+    match kind:
+        case inspect.LiteralType(values):
+            return list(values)
+        case inspect.Metadata(inner):
+            return _choices(inner)
+        case inspect.UnionType(kinds):
+            return [value for each in kinds for value in _choices(each)]
+    return []

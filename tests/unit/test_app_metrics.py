@@ -63,6 +63,11 @@ async def test_the_last_hour_by_minutes_from_windows() -> None:
     assert "cache" not in answer
 
 
+async def test_no_granularity_is_told_those_that_are() -> None:
+    answer = await ask(System(), "events", status=400, granularity="1h")
+    assert answer["message"] == "Invalid enum value '1h': 5minutes, day, hour, minute are possible."
+
+
 async def test_a_range_over_the_seam_has_no_gap_and_no_double_count() -> None:
     """Roll-ups know live hours, and windows know hours before them; each hour is answered by one of them."""
     system = System()

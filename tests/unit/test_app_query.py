@@ -85,6 +85,12 @@ async def test_bad_requests(body: dict[str, Any], code: str) -> None:
     assert system.sql.asked == []
 
 
+async def test_what_is_none_of_several_words_is_told_them() -> None:
+    answer = (await post(System(), {"sql": SQL, "format": "xml"})).json()
+    assert answer["message"] == "Invalid enum value 'xml': arrow, csv, json, ndjson are possible."
+    assert answer["pointer"] == "/format"
+
+
 async def test_errors_of_the_query() -> None:
     system = System()
     system.sql.error = ApiError("sql_not_allowed", "There is no table 'x'.", pointer="/sql")
