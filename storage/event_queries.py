@@ -276,7 +276,9 @@ def _decode_cursor(cursor: str, order: Order) -> tuple[datetime, int, str]:
         )
     except (ValueError, msgspec.MsgspecError) as error:
         raise InvalidCursor("the cursor is not one that this server made") from error
-    if made_for != order or not _can_be_stored(event_id) or not 0 <= log_offset < 1 << 63 or at.tzinfo is not UTC:
+    if not _can_be_stored(event_id) or not 0 <= log_offset < 1 << 63 or at.tzinfo is not UTC:
+        raise InvalidCursor("the cursor is not one that this server made")
+    if made_for != order:
         raise InvalidCursor(f"the cursor belongs to a list in the order {made_for}")
     return at, log_offset, event_id
 
