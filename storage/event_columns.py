@@ -20,6 +20,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
 
+import msgspec
 import pyarrow as pa
 
 from storage.aggregated import AggregatedRecord, RecordKey
@@ -45,10 +46,21 @@ _CLOCKS_APART = timedelta(hours=1)
 
 OFFSET_COLUMNS = COLUMNS.append(pa.field("log_offset", pa.int64()))
 """An event and the offset of its record."""
+_JSON = ("properties", "context")
 
 Batches = AsyncIterator[pa.RecordBatch]
 RecordChunk = Sequence[tuple[RecordKey, AggregatedRecord]]
 RecordChunks = AsyncIterator[RecordChunk]
+
+
+def parse_stored(block: bytes) -> pa.RecordBatch:
+    """Copied rows of `OFFSET_COLUMNS` with compact JSON, as the log has it: PostgreSQL writes spaces, and a list in a
+    property is one value wherever its event is read."""
+    rows = parse_rows(block, OFFSET_COLUMNS)
+    for name in _JSON:
+        texts = [text and msgspec.json.format(text, indent=-1) for text in rows.column(name).to_pylist()]
+        rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), pa.array(texts, pa.string()))
+    return rows
 
 
 class Snapshot(NamedTuple):

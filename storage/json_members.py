@@ -118,7 +118,7 @@ def _outside_of_strings(at: _Positions, kind: npt.NDArray[np.uint8]) -> tuple[_P
 
 
 def _without_spaces(data: npt.NDArray[np.uint8], start: _Positions, end: _Positions) -> tuple[_Positions, _Positions]:
-    """JSON is compact here but for what PostgreSQL has written, which puts a space behind each colon."""
+    """JSON is compact here but for what older files have of PostgreSQL, which puts a space behind each colon."""
     while len(spaced := np.flatnonzero(np.isin(data[start], _SPACES))):
         start[spaced] += 1
     while len(spaced := np.flatnonzero(np.isin(data[end - 1], _SPACES))):

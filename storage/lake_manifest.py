@@ -142,7 +142,7 @@ class LakeSnapshot:
     """Of the projects' partitions, in their order."""
     tail: AsyncIterator[pa.RecordBatch]
     """Rows of the event store at or above the checkpoints, in no order, in the schema
-    `storage.event_columns.OFFSET_COLUMNS`. To be read within the snapshot's block."""
+    `storage.event_columns.OFFSET_COLUMNS`, their JSON compact. To be read within the snapshot's block."""
 
 
 class LakeManifest(Protocol):

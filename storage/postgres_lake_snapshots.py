@@ -9,8 +9,8 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from storage.copied_rows import READ_DEADLINE_S, copy_rows_out, parse_rows, produced
-from storage.event_columns import OFFSET_COLUMNS
+from storage.copied_rows import READ_DEADLINE_S, copy_rows_out, produced
+from storage.event_columns import parse_stored
 from storage.event_store import Checkpoint
 from storage.fingerprint import partition_of
 from storage.lake_manifest import FileEntry, LakePosition, LakeSnapshot
@@ -65,4 +65,4 @@ class PostgresLakeSnapshots:
 async def _batches(items: AsyncIterator[_Item]) -> AsyncIterator[pa.RecordBatch]:
     async for item in items:
         assert isinstance(item, bytes)
-        yield await asyncio.to_thread(parse_rows, item, OFFSET_COLUMNS)
+        yield await asyncio.to_thread(parse_stored, item)

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from storage.copied_rows import READ_DEADLINE_S, copy_rows_out, parse_rows, produced
+from storage.copied_rows import READ_DEADLINE_S, copy_rows_out, produced
 from storage.errors import Unavailable
-from storage.event_columns import OFFSET_COLUMNS, Batches
+from storage.event_columns import OFFSET_COLUMNS, Batches, parse_stored
 from storage.lake_manifest import OffsetRange
 from storage.memory_store import MemoryStore
 from storage.postgres import Postgres
@@ -65,7 +65,7 @@ class StoredLog(Protocol):
         of it was stored earlier (`StoredMark.since`), None if not known."""
 
     def rows(self, stretch: Stretch) -> Batches:
-        """The stored events in the schema `storage.event_columns.OFFSET_COLUMNS`."""
+        """The stored events in the schema `storage.event_columns.OFFSET_COLUMNS`, their JSON compact."""
 
     async def dead_rows(self, ranges: Sequence[OffsetRange]) -> list[DeadRow]:
         """What was set aside, in the order of partition, offset and row."""
@@ -96,7 +96,7 @@ class PostgresStoredLog:
             return
         async with aclosing(produced(produce)) as blocks:
             async for block in blocks:
-                yield await asyncio.to_thread(parse_rows, block, OFFSET_COLUMNS)
+                yield await asyncio.to_thread(parse_stored, block)
 
     async def dead_rows(self, ranges: Sequence[OffsetRange]) -> list[DeadRow]:
         if not ranges:

@@ -340,7 +340,7 @@ async def test_a_snapshot_is_files_and_what_is_not_in_them(subject: LakeSubject)
 
 
 async def test_a_tail_has_all_that_its_row_says(subject: LakeSubject) -> None:
-    full = event("a", user_id='ü",\n\\.', session_id="\\N", properties='{"a": [1, null]}', context='{"ip": "::1"}')
+    full = event("a", user_id='ü",\n\\.', session_id="\\N", properties='{"a":[1,null]}', context='{"ip":"::1"}')
     await subject.store_events(full)
     async with subject.snapshots.snapshot(["shop"]) as snapshot:
         [row] = [row async for rows in snapshot.tail for row in rows.to_pylist()]

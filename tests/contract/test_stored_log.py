@@ -32,7 +32,7 @@ async def test_a_range_is_read_back(subject: LakeSubject) -> None:
 
 
 async def test_rows_are_as_they_were_stored(subject: LakeSubject) -> None:
-    full = event("a", user_id='ü",\n\\.', session_id="\\N", properties='{"a": [1, null]}', context='{"ip": "::1"}')
+    full = event("a", user_id='ü",\n\\.', session_id="\\N", properties='{"a":[1,null]}', context='{"ip":"::1"}')
     await subject.store_events(full)
     [stretch] = await subject.stored_log.stretches(OffsetRange(SHOP, 0, 1), since=None, max_rows=100, max_bytes=1 << 30)
     [rows] = [rows async for rows in subject.stored_log.rows(stretch)]
