@@ -50,7 +50,8 @@ class SqlAnswer(NamedTuple):
 
 
 class SqlQueries:
-    """One worker's. How many run at once is for the route to bound. Close it."""
+    """One worker's. As many run at once as the settings say, whichever route asks; others wait, and how many of them
+    and for how long is for the route to bound. Close it."""
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class SqlQueries:
         self._folder = folder
         self._clock = clock
         self._sandboxes = Sandboxes(warm=settings.warm_processes, warm_idle_s=settings.warm_idle_s)
+        self._turns = asyncio.Semaphore(settings.concurrency)
         self._prepared: tuple[ObjectStore, LakeCache] | None = None
         self._preparing = asyncio.Lock()
 
@@ -80,6 +82,10 @@ class SqlQueries:
         self, project_id: str, sql: str, form: Format, *, max_rows: int | None = None, strict: bool = False
     ) -> SqlAnswer:
         """Raises `ApiError` and `StorageError`."""
+        async with self._turns:
+            return await self._run(project_id, sql, form, max_rows=max_rows, strict=strict)
+
+    async def _run(self, project_id: str, sql: str, form: Format, *, max_rows: int | None, strict: bool) -> SqlAnswer:
         began = self._clock()
         outcome = "internal_error"
         try:

@@ -456,6 +456,18 @@ def children() -> list[str]:
     return found
 
 
+async def test_there_are_no_more_processes_than_the_settings_say(lake: SqlLake) -> None:
+    """Whoever asks: a trace that looks into the lake is not behind the gate of queries."""
+    async with asking(lake, QuerySettings(concurrency=2, warm_processes=0)) as ask:
+        answers = asyncio.gather(*(ask.value("shop", "SELECT 1") for _ in range(6)))
+        most = 0
+        while not answers.done():
+            most = max(most, len(children()))
+            await asyncio.sleep(0.01)
+        assert await answers == [1] * 6
+        assert 1 <= most <= 2
+
+
 async def test_a_process_waits_after_the_first_query_only_and_not_for_ever(lake: SqlLake) -> None:
     async with asking(lake, QuerySettings(warm_processes=1, warm_idle_s=1.0)) as ask:
         assert children() == []
