@@ -5,7 +5,8 @@ Values are exact in every format:
   reader that makes doubles of them loses some (cast to VARCHAR where that matters); NaN and infinities are strings;
 - times are ISO 8601, those with a zone in UTC with Z; infinite times, and those that no calendar of Python's has, are
   written as DuckDB's number of microseconds or days since the epoch;
-- lists are arrays, structs objects, maps objects by the text of their keys, JSON is itself, BLOBs are base64;
+- lists are arrays, structs objects, maps objects by the text of their keys, BLOBs are base64;
+- a column of JSON is itself; JSON within a list, struct or map is a text, as Arrow does not tell it from one;
 - what Arrow has no exact type for (intervals, bit strings, unions and the like) is DuckDB's text.
 
 In CSV (RFC 4180, with a header) NULL is an empty field, an empty text is "", and nested values are JSON.
