@@ -78,13 +78,15 @@ Handler = Callable[[Call], Awaitable[Answer]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """What the contract says of a route. `answers` gives for each status the type, or the content type, of the body."""
+    """What the contract says of a route. `answers` gives for each status the type, or the content type, of the body;
+    `formats` are the content types that the body of a 200 has instead when the request asks for them."""
 
     method: str
     path: str
     summary: str
     access: Access
     answers: Mapping[int, Any]
+    formats: tuple[str, ...] = ()
     query: type[msgspec.Struct] = NoQuery
     body: Any = None
     body_content_types: tuple[str, ...] = ("application/json",)
@@ -200,9 +202,17 @@ async def _read_body(request: Request, to: Any, budget: BodyBudget, key: KeyInfo
         reader.release()
 
 
+_OF_TIMES = {
+    "Invalid RFC3339 encoded datetime": "This is no time: send it as 2026-11-20T00:00:00Z",
+    "Invalid RFC3339 encoded date": "This is no day: send it as 2026-11-20",
+}
+"""Of msgspec's messages those that name a standard instead of what to write."""
+
+
 def _explain(error: msgspec.ValidationError, to: Any) -> tuple[str, str | None]:
     """msgspec says "… - at `$.a.b[0]`": the sentence, and the place as a JSON pointer."""
     message, _, place = str(error).partition(" - at `$")
+    message = _OF_TIMES.get(message, message)
     pointer = place.rstrip("`").replace("[", "/").replace("]", "").replace(".", "/")
     if message.startswith("Invalid enum value"):
         kind = inspect.type_info(to)

@@ -110,7 +110,11 @@ def _query_parameters(operation: Operation, schemas: _Schemas) -> list[dict[str,
 def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
     responses: dict[str, Any] = {}
     for status, answer in operation.answers.items():
-        content = {answer: {}} if isinstance(answer, str) else {"application/json": {"schema": schemas.of(answer)}}
+        content: dict[str, Any] = (
+            {answer: {}} if isinstance(answer, str) else {"application/json": {"schema": schemas.of(answer)}}
+        )
+        if status == 200:
+            content |= {content_type: {} for content_type in operation.formats}
         responses[str(status)] = {"description": operation.summary, "content": content}
     error = {"application/json": {"schema": schemas.of(ErrorBody)}}
     for error_status, codes in _errors_by_status(operation).items():

@@ -121,6 +121,7 @@ ENDPOINTS = [
         query=ProjectQuery,
         body=QueryRequest,
         answers={200: QueryAnswer[list[list[Any]]]},
+        formats=tuple(content_type.decode() for content_type in _CONTENT_TYPES.values()),
         errors=(
             "invalid_json",
             "invalid_body",

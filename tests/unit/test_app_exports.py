@@ -106,6 +106,15 @@ async def test_bad_parameters(query: str) -> None:
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter")
 
 
+@pytest.mark.parametrize(
+    ("query", "form"), [("?startTime=x", "2026-11-20T00:00:00Z"), ("/volumes?startDay=x", "2026-11-20")]
+)
+async def test_a_time_that_is_none_is_answered_with_the_form_of_one(query: str, form: str) -> None:
+    async with System().client("read") as client:
+        answer = await client.get(f"/v1/exports{query}")
+    assert answer.json()["message"].endswith(f"send it as {form}.")
+
+
 async def test_volumes() -> None:
     async with lake_of(2).client("read") as client:
         exported = (await client.get("/v1/exports/volumes?startDay=2026-11-20&endDay=2026-11-21")).json()

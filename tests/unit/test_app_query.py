@@ -54,6 +54,9 @@ async def test_other_formats_tell_the_rest_in_headers(form: str, content_type: s
     system.sql.missing = [NotFetched("events/x.parquet", "not in the object store")]
     answer = await post(system, {"sql": SQL, "format": form, "limit": 7})
     assert (answer.content, answer.headers["content-type"]) == (b"as it is", content_type)
+    async with system.client() as client:
+        contract = (await client.get("/openapi.json")).json()
+    assert content_type in contract["paths"]["/v1/query"]["post"]["responses"]["200"]["content"]
     assert (answer.headers["x-query-truncated"], answer.headers["x-query-missing"]) == ("true", "1")
     assert answer.headers["x-query-cold-files"] == "2"
     assert system.sql.asked == [("shop", SQL, form, 7, False)]
