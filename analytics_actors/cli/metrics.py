@@ -20,6 +20,10 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _AGGREGATIONS = ["count", "sum", "mean", "min", "max", "unique", "p50", "p90", "p95", "p99"]
 _ROUTE = "/v1/metrics-definitions"
 
+_project_option = click.option(
+    "--project", help="The project; the system's admin key, which the data folder's is, needs one."
+)
+
 
 class MetricsGroup(click.Group):
     """A first word that is no command is the name of a metric to show."""
@@ -130,6 +134,10 @@ def _remarks(answer: dict[str, Any]) -> list[str]:
     remarks = [f"from {sources or 'nothing'}; newest event received {answer['freshAt']}"]
     if answer.get("degraded"):
         remarks.append(f"degraded: {answer['degradedBecause']}")
+    remarks += [
+        f"missing from {part['from']} to {part['to']}: {part['because']}. {part['hint']}"
+        for part in answer.get("missing", ())
+    ]
     error = answer.get("error")
     if error and "relative" in error:
         remarks.append(f"estimates, ± {error['relative']:.1%} (one standard deviation)")
@@ -185,7 +193,7 @@ def list_metrics(api: Api, project: str | None, as_json: bool) -> None:
 )
 @click.option("--replace", is_flag=True, help="Replace the metric of that name.")
 @click.option("--backfill", "with_backfill", is_flag=True, help="Also count what is stored already.")
-@click.option("--project", help="The project. [default: the key's]")
+@_project_option
 @server_options("admin")
 @json_option
 def define(
@@ -210,8 +218,8 @@ def define(
       analytics-actors metrics define checkout_value --project shop --aggregation sum \\
           --property amount --event-type purchase --dimension country
       analytics-actors metrics define response_time --aggregation p95 --property value \\
-          --event-type response_time --aggregate-only
-      analytics-actors metrics define slow --filter properties.ms:gt:500 --replace
+          --event-type response_time --aggregate-only --project shop
+      analytics-actors metrics define slow --filter properties.ms:gt:500 --project shop
     """
     body = {
         "name": name,
@@ -229,7 +237,8 @@ def define(
     if as_json:
         print_json(answer)
         return
-    click.echo(f"{name} counts from now on: analytics-actors metrics {name}")
+    of_project = f" --project {project}" if project else ""
+    click.echo(f"{name} counts from now on: analytics-actors metrics {name}{of_project}")
     if with_backfill:
         click.echo(f"{answer['daysLeft']} days are being counted")
 
@@ -252,7 +261,7 @@ def _filter(text: str) -> dict[str, Any]:
 @metrics.command("backfill")
 @click.argument("name")
 @click.option("--wait", is_flag=True, help="Return when it is done, and show how far it is.")
-@click.option("--project", help="The project. [default: the key's]")
+@_project_option
 @server_options("admin")
 @json_option
 def backfill(api: Api, name: str, wait: bool, project: str | None, as_json: bool) -> None:
@@ -285,7 +294,7 @@ def _start_backfill(api: Api, name: str, project: str | None) -> dict[str, Any]:
 
 @metrics.command("delete")
 @click.argument("name")
-@click.option("--project", help="The project. [default: the key's]")
+@_project_option
 @server_options("admin")
 def delete(api: Api, name: str, project: str | None) -> None:
     """Delete a metric of the project's own.

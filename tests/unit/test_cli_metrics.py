@@ -51,6 +51,13 @@ def test_a_metric_is_shown_as_a_table(gateway: FakeGateway, data: Path) -> None:
     assert gateway.keys == ["the-read-key"]
 
 
+def test_what_a_metric_lacks_is_told(gateway: FakeGateway, data: Path) -> None:
+    part = {"from": "2026-01-01T00:00:00Z", "to": "2026-01-02T00:00:00Z", "because": "too many", "hint": "Backfill it."}
+    gateway.answer("GET", "/v1/metrics/revenue", ANSWER | {"missing": [part]})
+    output = invoke("metrics", "revenue", "--data", data).output
+    assert "missing from 2026-01-01T00:00:00Z to 2026-01-02T00:00:00Z: too many. Backfill it." in output
+
+
 @pytest.mark.parametrize(("since", "seconds"), [("90m", 5400), ("6h", 21600), ("2w", 1209600)])
 def test_how_long_ago(gateway: FakeGateway, data: Path, since: str, seconds: int) -> None:
     gateway.answer("GET", "/v1/metrics/revenue", ANSWER)
@@ -108,7 +115,7 @@ def test_a_metric_is_defined(gateway: FakeGateway, data: Path) -> None:
     filters = ("--filter", "ms:gt:500", "--filter", "plan:in:a,b", "--filter", "test:exists:false")
     result = invoke("metrics", "define", "slow", *words, *filters, "--backfill", "--project", "default", "--data", data)
     assert result.exit_code == 0
-    assert "30 days are being counted" in result.output
+    assert "analytics-actors metrics slow --project default\n30 days are being counted" in result.output
     assert gateway.bodies()[0] == {
         "name": "slow",
         "aggregation": "p95",
