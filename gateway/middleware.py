@@ -39,7 +39,10 @@ MAX_LINES_PER_SECOND = 5
 """Log lines of one code; enough to see what goes on, too few to fill a disk."""
 
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-_EXPOSED: Header = (b"access-control-expose-headers", b"Retry-After, X-Request-Id")
+_EXPOSED: Header = (
+    b"access-control-expose-headers",
+    b"Retry-After, X-Request-Id, X-Query-Truncated, X-Query-Missing, X-Query-Cold-Files",
+)
 _ANY_ORIGIN: list[Header] = [(b"access-control-allow-origin", b"*"), _EXPOSED]
 
 
