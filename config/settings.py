@@ -228,7 +228,9 @@ class QuerySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ActorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Ray and the actors on it."""
 
-    ray_address: Annotated[str, describe("host:port of a running cluster; empty starts a local one")] = ""
+    ray_address: Annotated[
+        str, Meta(pattern=r"^(.+:\d{1,5})?$"), describe("host:port of a running cluster; empty starts a local one")
+    ] = ""
     namespace: Annotated[str, describe("Ray namespace of the actors")] = "analytics"
     shards: Annotated[Positive, describe("shards that the partitions are placed on")] = 1
     dashboard: Annotated[bool, describe("run the Ray dashboard")] = True

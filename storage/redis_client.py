@@ -35,18 +35,24 @@ class RedisClient:
     """
 
     def __init__(self, url: str, *, connections: int, timeout_s: float) -> None:
-        """More calls than `connections` at once wait, within their deadline."""
+        """More calls than `connections` at once wait, within their deadline. Raises `Misconfigured` when the URL is
+        none of Redis; the URL is not told, it may hold a password."""
         self._timeout_s = timeout_s
-        self._pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections,
-            timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            # One deadline for the whole call, see `deadline`; these would be several.
-            socket_timeout=None,
-            socket_connect_timeout=timeout_s,
-        )
+        try:
+            self._pool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=connections,
+                timeout=timeout_s,
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,
+                # One deadline for the whole call, see `deadline`; these would be several.
+                socket_timeout=None,
+                socket_connect_timeout=timeout_s,
+            )
+        except ValueError:
+            raise Misconfigured(
+                "log.redis_url is no URL of a Redis: write it as redis://user:password@host:6379/0"
+            ) from None
 
     @asynccontextmanager
     async def deadline(self, what: str, *, added_s: float = 0.0) -> AsyncIterator[None]:

@@ -31,6 +31,13 @@ def own_server(tmp_path: Path) -> Iterator[EmbeddedValkey]:
     server.stop()
 
 
+@pytest.mark.parametrize("url", ["db.example.org:6379", "redis://me:secret@db.example.org:port/0"])
+def test_what_is_no_url_is_refused_and_not_told(url: str) -> None:
+    with pytest.raises(Misconfigured, match=r"log\.redis_url is no URL of a Redis") as refused:
+        RedisLog(url, LogSettings())
+    assert "example.org" not in str(refused.value)
+
+
 @asynccontextmanager
 async def opened(url: str, *, timeout_s: float = 5.0) -> AsyncIterator[RedisLog]:
     log = RedisLog(url, LogSettings(command_timeout_s=timeout_s), owner="one")

@@ -86,6 +86,7 @@ def test_a_password_in_a_url_is_not_shown() -> None:
         (["--data", ""], "data (from flag) is empty"),
         (["--shards", "0"], ">= 1"),
         (["--set", "gateway.key_refresh_s=inf"], "Expected a finite number"),
+        (["--ray-address", "head"], "actors.ray_address = 'head' (from flag): Expected"),
         (["--set", "gateway.key_refresh_s=nan"], "gateway.key_refresh_s"),
         (["--set", "windows.metrics=[{]"], "windows.metrics"),
         (["--set", "windows.metrics=a"], "windows.metrics"),
