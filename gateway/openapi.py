@@ -15,6 +15,9 @@ often it is sent: send it again after any error, with the same eventId."""
 
 _REF_TEMPLATE = "#/components/schemas/{name}"
 
+_GENERIC = re.compile(r"(?<=\w)(_[\w.]+_|\[.+\])$")
+"""What stands behind the name of a generic type: its arguments, in a key or in a title."""
+
 _ACCESS_WORDS: dict[Access, str] = {
     "open": "No key is needed.",
     "write": "Needs a write, import or admin key of the project.",
@@ -60,8 +63,10 @@ class _Schemas:
         for operation in operations:
             candidates = [operation.query, operation.body, *operation.answers.values()]
             self._types += [t for t in candidates if t is not None and not isinstance(t, str) and t not in self._types]
-        schemas, self.components = msgspec.json.schema_components(self._types, ref_template=_REF_TEMPLATE)
-        self._schemas = list(schemas)
+        described = msgspec.json.schema_components(self._types, ref_template=_REF_TEMPLATE)
+        self._schemas: list[dict[str, Any]]
+        self.components: dict[str, Any]
+        self._schemas, self.components = _without_arguments(described)
 
     def of(self, wanted: Any) -> dict[str, Any]:
         return self._schemas[self._types.index(wanted)]
@@ -71,6 +76,18 @@ class _Schemas:
         name = self.of(wanted)["$ref"].rsplit("/", 1)[1]
         schema = self.components[name]
         return schema["properties"], schema.get("required", [])
+
+
+def _without_arguments(node: Any) -> Any:
+    """Schemas in which generic types go by their own names: msgspec adds their arguments, as in `Events_EventView_`."""
+    if isinstance(node, dict):
+        return {
+            _GENERIC.sub("", name): _GENERIC.sub("", value)
+            if name in ("$ref", "title") and isinstance(value, str)
+            else _without_arguments(value)
+            for name, value in node.items()
+        }
+    return [_without_arguments(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:

@@ -82,6 +82,7 @@ async def test_document_is_valid() -> None:
     jsonschema.Draft202012Validator(SHAPE).validate(found)
     schemas = {f"#/components/schemas/{name}" for name in found["components"]["schemas"]}
     assert references(found) <= schemas
+    assert all(name.isalnum() and schema["title"] == name for name, schema in found["components"]["schemas"].items())
     operations = [spec["operationId"] for path in found["paths"].values() for spec in path.values()]
     assert len(operations) == len(set(operations))
 
