@@ -67,6 +67,7 @@ class _Schemas:
         self._schemas: list[dict[str, Any]]
         self.components: dict[str, Any]
         self._schemas, self.components = _without_arguments(described)
+        assert len(self.components) == len(described[1]), "two types have one name"
 
     def of(self, wanted: Any) -> dict[str, Any]:
         return self._schemas[self._types.index(wanted)]

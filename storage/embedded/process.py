@@ -54,12 +54,6 @@ def folder_mark(path: Path) -> str:
     return f"{found.st_dev}:{found.st_ino}"
 
 
-def folder_mark(path: Path) -> str:
-    """Tells the folder from a copy of it: what a copied file says of processes and other folders is not the copy's."""
-    found = path.stat()
-    return f"{found.st_dev}:{found.st_ino}"
-
-
 OnSpawn = Callable[[int], None]
 """Called with the pid of a child as soon as there is one, so that its starter can write it down."""
 
