@@ -26,6 +26,13 @@ class ApiFailure(Failure):
         self.code = code
 
 
+class Answer(dict[str, Any]):
+    """A gateway's JSON object. Asked for a member that it has not, it raises `Failure`: it is another server's."""
+
+    def __missing__(self, _name: str) -> Any:
+        raise Failure(NO_GATEWAY)
+
+
 class Api:
     """One gateway, one key. Close it, or use it as a context."""
 
@@ -99,8 +106,8 @@ class Api:
 
 
 def answer_of(status: int, content: bytes) -> Any:
-    """The JSON of a good answer. Raises `ApiFailure` for the others, in the gateway's own words, and `Failure` when
-    a good one is no JSON."""
+    """The `Answer` of a good answer. Raises `ApiFailure` for the others, in the gateway's own words, and `Failure`
+    when a good one is no JSON object."""
     try:
         answer = msgspec.json.decode(content) if content else {}
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -108,7 +115,9 @@ def answer_of(status: int, content: bytes) -> Any:
             raise Failure(NO_GATEWAY) from error
         answer = {}
     if 200 <= status < 300:
-        return answer
+        if not isinstance(answer, dict):
+            raise Failure(NO_GATEWAY)
+        return Answer(answer)
     fields = answer if isinstance(answer, dict) else {}
     code = str(fields.get("code", "unknown"))
     words = str(fields.get("message", "The gateway answers with an error."))

@@ -191,8 +191,11 @@ def test_what_is_no_key_is_told_and_not_shown(gateway: FakeGateway, data: Path, 
         (["query", "select 1"], "POST", "/v1/query"),
     ],
 )
-def test_another_server_is_told(gateway: FakeGateway, data: Path, words: list[str], method: str, path: str) -> None:
-    gateway.routes[method, path] = lambda _: httpx.Response(200, html="<html>Welcome</html>")
+@pytest.mark.parametrize("content", ["<html>Welcome</html>", '{"ok":true}', '[{"name":"a"}]', '"up"'])
+def test_another_server_is_told(
+    gateway: FakeGateway, data: Path, words: list[str], method: str, path: str, content: str
+) -> None:
+    gateway.routes[method, path] = lambda _: httpx.Response(200, text=content)
     result = invoke(*words, "--data", data)
     assert result.exit_code == 1
     assert "not that of a gateway" in result.output
