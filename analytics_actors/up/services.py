@@ -49,23 +49,26 @@ class Server(Protocol):
 
     process: "subprocess.Popen[bytes] | None"
 
-    def start(self, *, on_spawn: OnSpawn) -> None: ...
+    def start(self, *, on_spawn: OnSpawn, given_up: Callable[[], bool]) -> None: ...
 
     def stop(self) -> None: ...
 
 
 class ServerService:
-    """An embedded server."""
+    """An embedded server. One that reads its data for minutes is given up when a stop is asked for."""
 
-    def __init__(self, name: str, server: Server, run_file: RunFile) -> None:
+    def __init__(self, name: str, server: Server, run_file: RunFile, stopping: threading.Event) -> None:
         self.name = name
         self._server = server
         self._run_file = run_file
+        self._stopping = stopping
         self._turn = threading.Lock()
 
     def start(self) -> None:
         with self._turn:
-            self._server.start(on_spawn=lambda pid: self._run_file.record(self.name, pid))
+            self._server.start(
+                on_spawn=lambda pid: self._run_file.record(self.name, pid), given_up=self._stopping.is_set
+            )
 
     def wait(self) -> int:
         assert self._server.process is not None

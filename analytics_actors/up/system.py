@@ -68,9 +68,9 @@ class System:
         )
         self._stores: list[Service] = []
         if not settings.log.redis_url:
-            self._stores.append(ServerService("valkey", self._valkey, run_file))
+            self._stores.append(ServerService("valkey", self._valkey, run_file, stopping))
         if not settings.store.postgres_url:
-            self._stores.append(ServerService("postgres", self._postgres, run_file))
+            self._stores.append(ServerService("postgres", self._postgres, run_file, stopping))
         self._actors: Actors
         self._kept: list[Service] = [*self._stores]
         self._dashboard_url = ""
@@ -117,10 +117,11 @@ class System:
         waiting = set(steps)
         while waiting:
             done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_EXCEPTION)
-            for step in [*done, *(other for other in beside if other.done())]:
-                step.result()
+            # First: what is given up because of a stop ends with an error.
             if self._stopping.is_set():
                 raise Stopped
+            for step in [*done, *(other for other in beside if other.done())]:
+                step.result()
 
     def _timed(self, title: str, step: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from storage.embedded.account import OURS, Account, account_for
@@ -20,6 +21,7 @@ from storage.embedded.process import (
     free_port,
     kept_secret,
     log_end,
+    never,
     nobody_asked,
     run,
     spawn,
@@ -75,9 +77,11 @@ class EmbeddedPostgres:
         """Complete once `start` has returned."""
         return f"postgresql://postgres:{self._password_path.read_text()}@127.0.0.1:{self.port}/postgres"
 
-    def start(self, *, deadline_s: float = 60.0, on_spawn: OnSpawn = nobody_asked) -> None:
+    def start(
+        self, *, deadline_s: float = 60.0, on_spawn: OnSpawn = nobody_asked, given_up: Callable[[], bool] = never
+    ) -> None:
         """Create the cluster if there is none, start it, return when it takes connections. What does not get ready is
-        stopped: the next start could not take its place."""
+        stopped: the next start could not take its place. So is what is `given_up()` meanwhile."""
         self.stop()
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._account = account_for(self._directory, self._cluster, postgres_binary("postgres"))
@@ -87,10 +91,10 @@ class EmbeddedPostgres:
         self._remove_stale_pid_file()
         self.port = self.port or free_port()
         until = time.monotonic() + deadline_s
-        while not self._try_start(on_spawn, deadline_s=max(1.0, until - time.monotonic())):
+        while not self._try_start(on_spawn, given_up, deadline_s=max(1.0, until - time.monotonic())):
             time.sleep(0.1)
 
-    def _try_start(self, on_spawn: OnSpawn, *, deadline_s: float) -> bool:
+    def _try_start(self, on_spawn: OnSpawn, given_up: Callable[[], bool], *, deadline_s: float) -> bool:
         """False when the last backends of a server that was killed are still ending."""
         command = [
             *self._account.prefix,
@@ -112,10 +116,12 @@ class EmbeddedPostgres:
                 log_path=self.log_path,
                 deadline_s=deadline_s,
                 recovering=lambda: self._readiness() == _REJECTING,
+                given_up=given_up,
             )
         except Misconfigured:
             self.stop(deadline_s=STOP_UNREADY_S)
-            if _BACKENDS_OF_A_KILLED_SERVER in log_end(self.log_path, lines=3) and time.monotonic() < until:
+            is_early = time.monotonic() < until and not given_up()
+            if is_early and _BACKENDS_OF_A_KILLED_SERVER in log_end(self.log_path, lines=3):
                 return False
             raise
         except BaseException:

@@ -62,6 +62,11 @@ def nobody_asked(_pid: int) -> None:
     """The `OnSpawn` of those who keep no record."""
 
 
+def never() -> bool:
+    """The `given_up` of those who wait to the end."""
+    return False
+
+
 def run(
     command: Sequence[str], *, uid: int | None = None, directory: Path | None = None, deadline_s: float = 120.0
 ) -> "subprocess.CompletedProcess[str]":
@@ -120,13 +125,16 @@ def wait_ready(
     log_path: Path,
     deadline_s: float,
     recovering: Callable[[], bool] = lambda: False,
+    given_up: Callable[[], bool] = never,
 ) -> None:
     """Return when `ready()` holds and the process lives: another one may answer in its place. Raises `Misconfigured`
-    with the log's last lines otherwise. One that is `recovering()` has `RECOVERY_PATIENCE_S` beyond the deadline."""
+    with the log's last lines otherwise. One that is `recovering()` has `RECOVERY_PATIENCE_S` beyond the deadline.
+    When it is `given_up()`, nobody waits for it any more."""
     until = time.monotonic() + deadline_s
     while not ready() or process.poll() is not None:
         late_s = time.monotonic() - until
-        if process.poll() is not None or late_s > RECOVERY_PATIENCE_S or (late_s > 0 and not recovering()):
+        is_late = late_s > RECOVERY_PATIENCE_S or (late_s > 0 and not recovering())
+        if process.poll() is not None or is_late or given_up():
             state = "did not get ready in time" if process.poll() is None else f"ended with {process.returncode}"
             name = Path(process.args[0]).name  # type: ignore[index,arg-type]
             raise Misconfigured(f"{name} {state}; the end of {log_path}:\n{log_end(log_path)}")

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from storage.embedded.binaries import valkey_binary
@@ -15,6 +16,7 @@ from storage.embedded.process import (
     OnSpawn,
     free_port,
     kept_secret,
+    never,
     nobody_asked,
     run,
     spawn,
@@ -41,9 +43,11 @@ class EmbeddedValkey:
         """Complete once `start` has returned."""
         return f"redis://:{self._password_path.read_text()}@127.0.0.1:{self.port}/0"
 
-    def start(self, *, deadline_s: float = 60.0, on_spawn: OnSpawn = nobody_asked) -> None:
+    def start(
+        self, *, deadline_s: float = 60.0, on_spawn: OnSpawn = nobody_asked, given_up: Callable[[], bool] = never
+    ) -> None:
         """Start and return when it has loaded its data. Raises `Misconfigured` with the log's end; what did not get
-        ready is stopped."""
+        ready, or is `given_up()` meanwhile, is stopped."""
         self.stop()
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._check_version()
@@ -59,6 +63,7 @@ class EmbeddedValkey:
                 log_path=self.log_path,
                 deadline_s=deadline_s,
                 recovering=lambda: b"-LOADING" in self._answer(),
+                given_up=given_up,
             )
         except BaseException:
             # The next start could not take its place.

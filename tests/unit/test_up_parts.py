@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,10 +26,10 @@ from analytics_actors.up.folder import DataFolder, FolderInUse, Holder
 from analytics_actors.up.keeper import Keeper, backoff_s
 from analytics_actors.up.run import down
 from analytics_actors.up.run_file import RunFile
-from analytics_actors.up.services import GatewayService
+from analytics_actors.up.services import GatewayService, ServerService
 from analytics_actors.up.system import System
 from config.settings import Settings
-from storage.embedded.process import wait_ready
+from storage.embedded.process import OnSpawn, wait_ready
 from storage.errors import Misconfigured, Unavailable
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -324,6 +324,47 @@ def test_a_server_that_recovers_is_waited_for_beyond_the_deadline(
     monkeypatch.setattr("storage.embedded.process.RECOVERY_PATIENCE_S", 0.05)
     with pytest.raises(Misconfigured, match="did not get ready in time"):
         wait(recovering=True)
+
+
+def test_a_stop_need_not_wait_for_a_server_that_recovers(folder: DataFolder) -> None:
+    stopping, spawned, stopped = threading.Event(), threading.Event(), threading.Event()
+
+    class Recovering:
+        process: "subprocess.Popen[bytes] | None" = None
+
+        def start(self, *, on_spawn: OnSpawn, given_up: Callable[[], bool]) -> None:
+            with subprocess.Popen(SLEEP, start_new_session=True) as process:
+                on_spawn(process.pid)
+                spawned.set()
+                try:
+                    wait_ready(
+                        process,
+                        lambda: False,
+                        log_path=folder.logs / "log",
+                        deadline_s=0.01,
+                        recovering=lambda: True,
+                        given_up=given_up,
+                    )
+                finally:
+                    process.kill()
+
+        def stop(self) -> None:
+            stopped.set()
+
+    service = ServerService("postgres", Recovering(), RunFile(folder.run_file), stopping)
+
+    def start() -> None:
+        with pytest.raises(Misconfigured, match="did not get ready"):
+            service.start()
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    assert spawned.wait(10)
+    stopping.set()
+    service.stop()
+    starting.join(10)
+    assert stopped.is_set()
+    assert not starting.is_alive()
 
 
 def test_a_gateway_that_does_not_get_ready_is_ended(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
