@@ -38,6 +38,8 @@ def test_every_node_asks_for_the_token() -> None:
     starts = ray_starts()
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    # Without it a driver sends none.
+    assert "RAY_AUTH_MODE=token analytics-actors up --ray-address" in (PROJECT / "ray_cluster.yaml").read_text()
 
 
 def test_every_node_has_what_makes_our_actors_small_and_quiet() -> None:
