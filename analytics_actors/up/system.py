@@ -36,6 +36,7 @@ from config.settings import Settings
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.embedded.process import write_private
 from storage.embedded.valkey import EmbeddedValkey
+from storage.errors import Misconfigured
 from storage.object_store import lake_url
 
 PREPARE_DEADLINE_S = 300.0
@@ -89,6 +90,7 @@ class System:
 
     def start(self) -> Connection:
         """Return when events are accepted and stored. Raises `StorageError`, `ChildFailed` or `Stopped`."""
+        self._check_lake_is_shared()
         for name in self._run_file.stop_leftovers():
             self._report(f"stopped {name}, left behind by an `up` that was killed")
         with ThreadPoolExecutor(thread_name_prefix="start") as pool:
@@ -99,6 +101,15 @@ class System:
                 self._stopping.set()
                 self._actors.abandon()
                 raise
+
+    def _check_lake_is_shared(self) -> None:
+        """Exporters and keeper are on any of a cluster's nodes: each would have a folder of this machine's name."""
+        s = self._settings
+        if s.actors.ray_address and s.lake.enabled and not s.lake.url:
+            raise Misconfigured(
+                "the actors of a Ray cluster write the lake from any of its machines; <data>/lake is this one's: set "
+                "lake.url to s3://bucket/prefix or a file:///folder that all of them share, or lake.enabled to false"
+            )
 
     def _start_all(self, pool: ThreadPoolExecutor) -> Prepared:
         ray = pool.submit(self._timed("Ray", self._actors.start))

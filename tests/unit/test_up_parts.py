@@ -28,7 +28,7 @@ from analytics_actors.up.run import down
 from analytics_actors.up.run_file import RunFile
 from analytics_actors.up.services import GatewayService, ServerService
 from analytics_actors.up.system import System
-from config.settings import Settings
+from config.settings import ActorSettings, Settings
 from storage.embedded.process import OnSpawn, wait_ready
 from storage.errors import Misconfigured, Unavailable
 
@@ -186,6 +186,14 @@ def test_a_part_that_does_not_stop_keeps_none_of_the_others_from_it(folder: Data
     with pytest.raises(OSError, match="first"):
         system.stop()
     assert stopped == ["gateway", "actors", "valkey", "postgres"]
+
+
+def test_on_a_cluster_the_lake_has_a_place_that_all_nodes_reach(folder: DataFolder) -> None:
+    settings = Settings(actors=ActorSettings(ray_address="10.0.0.1:6379"))
+    system = System(folder, settings, threading.Event(), report=lambda _: None)
+    with pytest.raises(Misconfigured, match=r"set lake\.url"):
+        system.start()
+    assert not folder.settings_file.exists()
 
 
 def test_down_ends_leftovers_when_no_up_runs(folder: DataFolder, sleeper: "subprocess.Popen[bytes]") -> None:
