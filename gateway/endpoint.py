@@ -20,7 +20,6 @@ from gateway.credentials import KEY_PARAMETERS, find_key, parse_query
 from gateway.errors import ApiError
 from gateway.query_gate import QueryGate
 from gateway.services import KeyInfo, Services
-from storage.registry import PROJECT_ID
 
 Access = Literal["open", "write", "read", "admin", "system"]
 """Who may call: everybody; write, import and admin keys; read and admin keys; admin keys; the admin key that is
@@ -55,21 +54,20 @@ class Call:
         assert self.key is not None
         return self.key
 
-    def project(self, named: str | None) -> str:
+    async def project(self, named: str | None) -> str:
         """The project that the call is about: the key's, or the one that the system's admin key names."""
-        project_id = self.optional_project(named)
+        project_id = await self.optional_project(named)
         if project_id is None:
             raise ApiError("invalid_parameter", "With the system's admin key name a projectId.", pointer="/projectId")
         return project_id
 
-    def optional_project(self, named: str | None) -> str | None:
-        """As `project`; None, meaning all projects, when the system's admin key names none. What cannot be the id of
-        a project is none that there is: no store is asked for it, as some would fail."""
+    async def optional_project(self, named: str | None) -> str | None:
+        """As `project`; None, meaning all projects, when the system's admin key names none."""
         own = self.caller.project_id
         if own is not None and named is not None and named != own:
             raise ApiError("project_mismatch", "The key belongs to another project.", pointer="/projectId")
-        if own is None and named is not None and PROJECT_ID.fullmatch(named) is None:
-            raise ApiError("not_found", "There is no project of this id.", pointer="/projectId")
+        if own is None and named is not None:
+            await self.services.projects.check(named)
         return named if own is None else own
 
 

@@ -12,6 +12,7 @@ import msgspec
 from analytics_actors.retention.policy import Policy, policy_of
 from config.settings import BatchSettings, GatewaySettings, QuerySettings, Settings, WindowSettings
 from gateway.answer_cache import AnswerCache
+from gateway.known_projects import KnownProjects
 from gateway.metric_definitions import Backfills, Definitions, MetricRegistry
 from gateway.metric_reader import MetricReader
 from gateway.metric_stream import MetricStreams
@@ -240,6 +241,7 @@ class Services:
     ingest: Ingest
     keys: Keys
     registry: Registry
+    projects: KnownProjects
     queries: EventQueries
     ledger: Ledger
     status: Status

@@ -29,6 +29,7 @@ from gateway.app import create_app
 from gateway.decode import Decoder
 from gateway.ingest import GatewayIngest
 from gateway.keys import KeyCache
+from gateway.known_projects import KnownProjects
 from gateway.metrics import Metrics
 from gateway.ray_link import RayLink
 from gateway.server import serve
@@ -111,6 +112,7 @@ class Worker:
                     ingest=self._ingest,
                     keys=keys,
                     registry=registry,
+                    projects=KnownProjects(registry),
                     queries=EventQueries(postgres, max_event_ahead_s=gateway.max_event_ahead_s),
                     ledger=Ledger(postgres),
                     status=status,

@@ -28,6 +28,7 @@ _PROJECT_COLUMNS = "project_id, created_at, coalesce(client_id, project_id)"
 _CREATE_PROJECT = (
     f"INSERT INTO projects (project_id, client_id) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING {_PROJECT_COLUMNS}"
 )
+_HAS_PROJECT = "SELECT EXISTS (SELECT FROM projects WHERE project_id = $1)"
 _KEY_COLUMNS = "key_id, project_id, kind, key_hash, created_at, expires_at, revoked_at"
 _LIST_KEYS = statement("list_keys")
 _CHANGED_KEYS = f"SELECT {_KEY_COLUMNS} FROM api_keys WHERE changed_by >= $1::text::xid8 ORDER BY key_id"
@@ -104,6 +105,10 @@ class Registry:
                 limit,
             )
         return [Project(*row) for row in rows]
+
+    async def has_project(self, project_id: str) -> bool:
+        async with self._postgres.session() as connection:
+            return bool(await connection.fetchval(_HAS_PROJECT, project_id))
 
     async def create_key(self, project_id: str | None, kind: KeyKind, *, expires_at: datetime | None = None) -> NewKey:
         """Raises `NotFound` when there is no such project. Only an admin key may be of no project."""

@@ -114,7 +114,7 @@ async def ask_job(call: Call) -> Answer:
         raise ApiError("invalid_body", "A metric is one of a project: name it.", pointer="/projectId")
     if body.first_day is not None and body.last_day is not None and body.first_day > body.last_day:
         raise ApiError("invalid_body", "firstDay is after lastDay.", pointer="/firstDay")
-    project_id = call.optional_project(body.project_id)
+    project_id = await call.optional_project(body.project_id)
     await _check_metric(call, body)
     request = Request(
         "command" if body.metric is None else "backfill",

@@ -99,7 +99,7 @@ class RemovedDestination(msgspec.Struct, rename="camel"):
 
 async def create_destination(call: Call) -> Answer:
     wanted: NewDestination = call.body
-    owner, owner_id = _owner(wanted, call.optional_project(wanted.project_id))
+    owner, owner_id = _owner(wanted, await call.optional_project(wanted.project_id))
     destination = Destination(
         destination_id=f"d-{secrets.token_hex(6)}",
         owner=owner,

@@ -122,7 +122,7 @@ class Volumes(msgspec.Struct):
 
 async def list_exports(call: Call) -> Answer:
     query: ExportsQuery = call.query
-    project_id = call.optional_project(query.project_id)
+    project_id = await call.optional_project(query.project_id)
     exports = call.services.lake.exports
     try:
         after = None if query.cursor is None else decode_cursor(query.cursor)
@@ -146,7 +146,7 @@ async def list_exports(call: Call) -> Answer:
 
 async def list_volumes(call: Call) -> Answer:
     query: VolumesQuery = call.query
-    project_id = call.optional_project(query.project_id)
+    project_id = await call.optional_project(query.project_id)
     read = _delivered if query.of == "delivered" else _volumes
     found = await read(call.services.lake, query, project_id)
     totals = VolumeTotals(sum(volume.rows for volume in found), sum(volume.bytes for volume in found))

@@ -55,7 +55,7 @@ class RevokedKey(msgspec.Struct, rename="camel"):
 
 async def create_key(call: Call) -> Answer:
     wanted: NewKeyBody = call.body
-    project_id = call.optional_project(wanted.project_id)
+    project_id = await call.optional_project(wanted.project_id)
     if project_id is None and wanted.kind != "admin":
         raise ApiError("invalid_body", f"A {wanted.kind} key needs a projectId.", pointer="/projectId")
     expires_at = expiry(wanted.expires_in_seconds)
@@ -65,7 +65,7 @@ async def create_key(call: Call) -> Answer:
 
 async def list_keys(call: Call) -> Answer:
     query: KeysQuery = call.query
-    project_id = call.optional_project(query.project_id)
+    project_id = await call.optional_project(query.project_id)
     try:
         records = await call.services.registry.list_keys(project_id, limit=query.limit, after=query.after)
     except ValueError as error:

@@ -81,7 +81,7 @@ class LedgerCheck(msgspec.Struct):
 
 async def show_ledger(call: Call) -> Answer:
     query: LedgerQuery = call.query
-    project_id = call.project(query.project_id)
+    project_id = await call.project(query.project_id)
     pending = await call.services.status.pending(project_id)
     stored = await call.services.ledger.hours(project_id, start=query.start_time, end=query.end_time)
     hours = merge(stored, pending.hours, start=query.start_time, end=query.end_time)
@@ -92,7 +92,7 @@ async def show_ledger(call: Call) -> Answer:
 
 async def check_ledger(call: Call) -> Answer:
     query: LedgerQuery = call.query
-    project_id = call.optional_project(query.project_id)
+    project_id = await call.optional_project(query.project_id)
     found = await call.services.ledger.check(project_id, start=query.start_time, end=query.end_time)
     differences = [DifferenceView(*difference) for difference in found]
     return json_answer(LedgerCheck(not differences, differences))

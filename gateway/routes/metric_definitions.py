@@ -91,7 +91,7 @@ def _view(known: Known) -> DefinitionView:
 
 
 async def list_definitions(call: Call) -> Answer:
-    project_id = call.project(call.query.project_id)
+    project_id = await call.project(call.query.project_id)
     statistics = call.services.statistics
     found = await statistics.definitions.of(project_id)
     days_left = await _days_left(call, project_id)
@@ -99,12 +99,12 @@ async def list_definitions(call: Call) -> Answer:
 
 
 async def get_definition(call: Call) -> Answer:
-    project_id = call.project(call.query.project_id)
+    project_id = await call.project(call.query.project_id)
     return await _detail(call, project_id, await _known(call, project_id))
 
 
 async def create_definition(call: Call) -> Answer:
-    project_id, definition = _checked(call)
+    project_id, definition = await _checked(call)
     statistics = call.services.statistics
     statistics.definitions.forget(project_id)
     known = await statistics.definitions.of(project_id)
@@ -124,7 +124,7 @@ async def replace_definition(call: Call) -> Answer:
     body: DefinitionBody = call.body
     if body.name != name:
         raise ApiError("invalid_body", "The name is not that of the path.", pointer="/name")
-    project_id, definition = _checked(call)
+    project_id, definition = await _checked(call)
     statistics = call.services.statistics
     try:
         stored = await statistics.registry.replace(project_id, definition)
@@ -136,14 +136,14 @@ async def replace_definition(call: Call) -> Answer:
 
 async def delete_definition(call: Call) -> Answer:
     name = call.request.path_params["name"]
-    project_id = call.project(call.query.project_id)
+    project_id = await call.project(call.query.project_id)
     await call.services.statistics.registry.delete(project_id, name)
     call.services.statistics.definitions.changed(project_id)
     return json_answer(DeletedDefinition(name))
 
 
 async def start_backfill(call: Call) -> Answer:
-    project_id = call.project(call.query.project_id)
+    project_id = await call.project(call.query.project_id)
     known = await _known(call, project_id)
     statistics = call.services.statistics
     marked = await statistics.backfills.start(project_id)
@@ -177,12 +177,12 @@ async def _detail(call: Call, project_id: str, known: Known, *, status: int = 20
     return json_answer(DefinitionDetail(days_left=days_left, **fields), status=status)
 
 
-def _checked(call: Call) -> tuple[str, MetricDefinition]:
+async def _checked(call: Call) -> tuple[str, MetricDefinition]:
     """The project and the definition of a body. Raises `ApiError` with what to change."""
     body: DefinitionBody = call.body
     if None not in (body.project_id, call.query.project_id) and body.project_id != call.query.project_id:
         raise ApiError("invalid_body", "The body names another project than the URL.", pointer="/projectId")
-    project_id = call.project(body.project_id or call.query.project_id)
+    project_id = await call.project(body.project_id or call.query.project_id)
     fields = {name: getattr(body, name) for name in MetricDefinition.__struct_fields__}
     definition = MetricDefinition(**fields)
     try:

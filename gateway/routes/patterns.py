@@ -61,7 +61,7 @@ async def list_patterns(call: Call) -> Answer:
     query: PatternsQuery = call.query
     try:
         page = await call.services.patterns.list_patterns(
-            call.project(query.project_id),
+            await call.project(query.project_id),
             metric=query.metric,
             kind=query.kind,
             since=query.since,
@@ -75,12 +75,12 @@ async def list_patterns(call: Call) -> Answer:
 
 
 async def show_secret(call: Call) -> Answer:
-    secret = await call.services.patterns.signing_secret(call.project(call.query.project_id))
+    secret = await call.services.patterns.signing_secret(await call.project(call.query.project_id))
     return json_answer(WebhookSecret(secret_text(secret)))
 
 
 async def replace_secret(call: Call) -> Answer:
-    secret = await call.services.patterns.replace_secret(call.project(call.query.project_id))
+    secret = await call.services.patterns.replace_secret(await call.project(call.query.project_id))
     return json_answer(WebhookSecret(secret_text(secret)), status=201)
 
 

@@ -63,7 +63,7 @@ _CONTENT_TYPES: dict[Format, bytes] = {
 
 async def run_query(call: Call) -> Answer:
     asked: QueryRequest = call.body
-    project_id = call.project(call.query.project_id)
+    project_id = await call.project(call.query.project_id)
     work = call.services.sql.run(project_id, asked.sql, asked.format, max_rows=asked.limit, strict=asked.strict)
     answer = await _unless_gone(call.request, work)
     if asked.format == "json":

@@ -97,7 +97,7 @@ async def list_events(call: Call) -> Answer:
     query: EventsQuery = call.query
     try:
         page = await call.services.queries.list_events(
-            call.project(query.project_id),
+            await call.project(query.project_id),
             event_type=query.type,
             user_id=query.user,
             session_id=query.session,
@@ -114,7 +114,7 @@ async def list_events(call: Call) -> Answer:
 
 async def get_event(call: Call) -> Answer:
     event_id = call.request.path_params["eventId"]
-    found = await call.services.queries.find_event(call.project(call.query.project_id), event_id)
+    found = await call.services.queries.find_event(await call.project(call.query.project_id), event_id)
     if found is None:
         hint = "It may be on its way: GET /v1/events/{eventId}/trace tells."
         raise ApiError("not_found", "No event of this id is stored.", hint=hint)
@@ -123,7 +123,7 @@ async def get_event(call: Call) -> Answer:
 
 async def trace_event(call: Call) -> Answer:
     event_id = call.request.path_params["eventId"]
-    project_id = call.project(call.query.project_id)
+    project_id = await call.project(call.query.project_id)
     services = call.services
     stored = await services.queries.find_event(project_id, event_id)
     if stored is not None:

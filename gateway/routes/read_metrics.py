@@ -94,7 +94,7 @@ class StreamQuery(ProjectQuery, frozen=True, kw_only=True, rename="camel", forbi
 async def read_metric(call: Call) -> Answer:
     statistics = call.services.statistics
     query: MetricQuery = call.query
-    project_id = call.project(query.project_id)
+    project_id = await call.project(query.project_id)
     metric = call.request.path_params["metric"]
     known = await statistics.definitions.of(project_id)
     filters = read_filters(_given("filter", call))
@@ -241,7 +241,7 @@ def _answer(plan: Plan, read: Read, written: Written, *, cache: Any = None) -> M
 
 async def stream_metrics(call: Call) -> Answer:
     query: StreamQuery = call.query
-    project_id = call.project(query.project_id)
+    project_id = await call.project(query.project_id)
     metrics = tuple(dict.fromkeys(name for name in query.metrics.split(",") if name))
     if not 1 <= len(metrics) <= MAX_STREAMED_METRICS:
         message = f"Name 1 to {MAX_STREAMED_METRICS} metrics."

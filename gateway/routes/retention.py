@@ -44,11 +44,11 @@ class RetentionView(msgspec.Struct, rename="camel", omit_defaults=True):
 
 
 async def show(call: Call) -> Answer:
-    return json_answer(await _view(call, call.project(call.request.path_params["projectId"])))
+    return json_answer(await _view(call, await call.project(call.request.path_params["projectId"])))
 
 
 async def change(call: Call) -> Answer:
-    project_id = call.project(call.request.path_params["projectId"])
+    project_id = await call.project(call.request.path_params["projectId"])
     limits = ProjectLimits(*msgspec.structs.astuple(call.body))
     contradictions = call.services.retention.policy({project_id: limits}).contradictions(project_id, limits)
     if contradictions:
@@ -58,7 +58,7 @@ async def change(call: Call) -> Answer:
 
 
 async def clear(call: Call) -> Answer:
-    project_id = call.project(call.request.path_params["projectId"])
+    project_id = await call.project(call.request.path_params["projectId"])
     await call.services.retention.store.clear_limits(project_id)
     return json_answer(await _view(call, project_id))
 
@@ -108,6 +108,7 @@ ENDPOINTS = [
         summary="Let the settings' limits hold for a project",
         access="system",
         answers={200: RetentionView},
+        errors=("not_found",),
         handler=clear,
     ),
 ]

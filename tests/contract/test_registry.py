@@ -30,6 +30,7 @@ async def test_a_project_is_made_once(registry: Registry, name: str) -> None:
     with pytest.raises(Conflict):
         await registry.create_project(name)
     assert await registry.list_projects(limit=10) == [made]
+    assert await registry.has_project(name) and not await registry.has_project(name + "y")
 
 
 @pytest.mark.parametrize("name", ["", ".a", "-a", "a b", "a/b", "ä", "x" * 101, "a\n", "a\0"])

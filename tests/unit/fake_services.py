@@ -15,6 +15,7 @@ from gateway.answer_cache import AnswerCache
 from gateway.app import create_app
 from gateway.decode import Decoder
 from gateway.errors import ApiError
+from gateway.known_projects import KnownProjects
 from gateway.metric_definitions import Backfills, Definitions
 from gateway.metric_reader import MetricReader
 from gateway.metric_stream import MetricStreams
@@ -121,6 +122,10 @@ class FakeRegistry:
         self.projects: dict[str, Project] = {"shop": Project("shop", NOW, "shop")}
         self.keys: dict[str, KeyRecord] = {}
         self.away = False
+        self.asked = 0
+
+    def add(self, project_id: str) -> None:
+        self.projects[project_id] = Project(project_id, NOW, project_id)
 
     def _check(self) -> None:
         if self.away:
@@ -137,6 +142,11 @@ class FakeRegistry:
     async def list_projects(self, *, limit: int, after: str = "") -> list[Project]:
         self._check()
         return [self.projects[name] for name in sorted(self.projects) if name > after][:limit]
+
+    async def has_project(self, project_id: str) -> bool:
+        self.asked += 1
+        self._check()
+        return project_id in self.projects
 
     async def create_key(self, project_id: str | None, kind: KeyKind, *, expires_at: datetime | None = None) -> NewKey:
         self._check()
@@ -474,6 +484,7 @@ class System:
             ingest=self.ingest,
             keys=self.keys,
             registry=self.registry,
+            projects=KnownProjects(self.registry),
             queries=self.queries,
             ledger=self.ledger,
             status=self.status,

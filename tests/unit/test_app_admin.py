@@ -1,7 +1,11 @@
 """Projects, keys, health, status, metrics."""
 
+import asyncio
+import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import httpx
 import pytest
 
 from config import metrics as catalogue
@@ -81,7 +85,7 @@ async def test_key_life() -> None:
     assert unknown.status_code == no_project.status_code == 404
 
 
-@pytest.mark.parametrize("project_id", ["a\0b", "x" * 60_000, "a/b"])
+@pytest.mark.parametrize("project_id", ["a\0b", "x" * 60_000, "a/b", "mistyped"])
 async def test_what_cannot_be_a_project_is_none_that_there_is(project_id: str) -> None:
     """PostgreSQL does not take the first, and none of its indexes the second."""
     bodies: dict[str, dict[str, object]] = {
@@ -97,6 +101,56 @@ async def test_what_cannot_be_a_project_is_none_that_there_is(project_id: str) -
             assert (answer.status_code, answer.json()["code"], route) == (404, "not_found", route)
             assert answer.json()["pointer"] == "/projectId"
     assert await system.batch.jobs(limit=9) == []
+
+
+async def test_no_route_reads_a_project_that_there_is_not() -> None:
+    system = System()
+    async with system.client("system") as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        named = [path for path, methods in paths.items() if "get" in methods and _names_a_project(path, methods["get"])]
+        answers = {path: await _read(client, path, "mistyped") for path in named}
+        query = await client.post("/v1/query?projectId=mistyped", json={"sql": "SELECT 1"})
+        others = [await _read(client, path, "shop") for path in ("/v1/events", "/v1/ledger", "/v1/keys")]
+    assert len(named) >= 14
+    for path, answer in (answers | {"/v1/query": query}).items():
+        assert (answer.status_code, answer.json().get("pointer")) == (404, "/projectId"), path
+    assert [answer.status_code for answer in others] == [200, 200, 200]
+    assert system.sql.asked == []
+
+
+def _names_a_project(path: str, operation: dict[str, Any]) -> bool:
+    names = [parameter.get("name") for parameter in operation.get("parameters", ())]
+    return "projectId" in names
+
+
+async def _read(client: httpx.AsyncClient, path: str, project_id: str) -> httpx.Response:
+    metrics = "&metrics=events" if path.endswith("/stream") else ""
+    in_path = "{projectId}" in path
+    path = re.sub(r"{(\w+)}", lambda name: project_id if name[1] == "projectId" else "x", path)
+    return await client.get(path if in_path else f"{path}?projectId={project_id}{metrics}")
+
+
+async def test_a_project_is_asked_for_until_it_is_found() -> None:
+    system = System()
+    async with system.client("system") as client:
+        assert (await client.get("/v1/events?projectId=new")).status_code == 404
+        system.registry.add("new")
+        for _ in range(3):
+            assert (await client.get("/v1/events?projectId=new")).status_code == 200
+    async with system.client("read") as client:
+        assert (await client.get("/v1/events")).status_code == 200
+    assert system.registry.asked == 2
+
+
+async def test_without_postgres_no_project_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Away, and then one that does not answer."""
+    system = System()
+    system.registry.away = True
+    async with system.client("system") as client:
+        assert (await client.get("/v1/events?projectId=shop")).status_code == 200
+        monkeypatch.setattr("gateway.known_projects.WAIT_S", 0.01)
+        monkeypatch.setattr(system.registry, "has_project", lambda _: asyncio.Event().wait())
+        assert (await client.get("/v1/events?projectId=shop")).status_code == 200
 
 
 async def test_project_admin_reaches_its_project_alone() -> None:

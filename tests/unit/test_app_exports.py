@@ -83,7 +83,10 @@ async def test_a_time_range() -> None:
     ],
 )
 async def test_whose_files(key: str, query: str, rows: int) -> None:
-    async with lake_of(1).client(key) as client:
+    system = lake_of(1)
+    for project_id in ("else", "nobody"):
+        system.registry.add(project_id)
+    async with system.client(key) as client:
         assert (await client.get(f"/v1/exports{query}")).json()["totals"]["rows"] == rows
         volumes = (await client.get(f"/v1/exports/volumes{query}")).json()
     assert volumes["totals"]["rows"] == rows

@@ -68,6 +68,7 @@ async def test_range_holds_for_pending_too() -> None:
 )
 async def test_check(key: str, query: str, asked: str | None) -> None:
     system = System()
+    system.registry.add("a")
     async with system.client(key) as client:
         right = await client.get(f"/v1/ledger/check{query}")
         system.ledger.differences = [Difference("shop", HOUR, "stored", 2, 1)]

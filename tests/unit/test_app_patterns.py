@@ -108,6 +108,7 @@ async def test_what_cannot_be_used_is_refused(query: str) -> None:
 
 async def test_only_the_own_project_is_shown() -> None:
     system = await system_with(detection(0, project_id="blog"))
+    system.registry.add("blog")
     async with system.client("read") as client:
         assert (await client.get("/v1/patterns")).json()["patterns"] == []
         assert (await client.get("/v1/patterns?projectId=blog")).status_code == 403

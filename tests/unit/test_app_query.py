@@ -114,6 +114,7 @@ async def test_keys_for_writing_cannot_query(key: str) -> None:
 
 async def test_the_project_is_that_of_the_key() -> None:
     system = System()
+    system.registry.add("other")
     other = await post(system, {"sql": SQL}, query="?projectId=other")
     assert (other.status_code, other.json()["code"]) == (403, "project_mismatch")
     assert (await post(system, {"sql": SQL}, key="system")).status_code == 400

@@ -101,6 +101,7 @@ async def test_projects_are_apart() -> None:
     system = System()
     system.queries.add("mine")
     system.queries.add("theirs", project_id="other")
+    system.registry.add("other")
     async with system.client("read") as client:
         assert [e["eventId"] for e in (await client.get("/v1/events")).json()["events"]] == ["mine"]
         assert (await client.get("/v1/events/theirs")).status_code == 404
