@@ -24,6 +24,7 @@ from msgspec.structs import replace
 from config.settings import WindowSettings
 from storage.aggregate import AGGREGATIONS, EXACT, SUM_DIGITS, SUM_SCALE, decimal_text
 from storage.aggregate import Aggregation as Aggregation  # noqa: PLC0414 (handed on)
+from storage.patterns import PatternSettings, check_pattern_settings
 
 Op = Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "exists"]
 OPS: tuple[Op, ...] = get_args(Op)
@@ -279,9 +280,17 @@ def _configured(written: dict[str, Any]) -> MetricDefinition:
         validate(definition)
         if definition.aggregate_only:
             raise ValueError("aggregateOnly: it is declared by projects, each for itself; leave it out here")
+        _check_patterns(definition)
     except ValueError as error:
         raise ValueError(f"windows.metrics, {written.get('name', written)!r}: {error}") from error
     return definition
+
+
+def _check_patterns(definition: MetricDefinition) -> None:
+    try:
+        check_pattern_settings(msgspec.convert(definition.patterns, PatternSettings))
+    except ValueError as error:
+        raise ValueError(f"patterns: {error}") from error
 
 
 def _built_in(windows: WindowSettings) -> tuple[MetricDefinition, ...]:

@@ -9,8 +9,9 @@ import click
 
 from analytics_actors.cli.output import print_json, print_table
 from analytics_actors.cli.settings_options import settings_options
-from config import resolve
+from config import SettingsError, resolve
 from config.logs import redact
+from storage.metric_definitions import default_metrics
 
 
 @click.command()
@@ -28,8 +29,12 @@ def config(config: Path | None, flags: Mapping[str, Any], changed: bool, as_json
       analytics-actors config --changed
       ANALYTICS_GATEWAY_PORT=9000 analytics-actors config --json
     """
-    rows = resolve(file=config, environ=os.environ, flags=flags).rows()
-    shown = [row._replace(value=_shown(row.value)) for row in rows if not changed or row.origin != "default"]
+    resolved = resolve(file=config, environ=os.environ, flags=flags)
+    try:
+        default_metrics(resolved.settings.windows)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    shown = [row._replace(value=_shown(row.value)) for row in resolved.rows() if not changed or row.origin != "default"]
     if as_json:
         print_json([row._asdict() for row in shown])
     else:

@@ -24,7 +24,6 @@ from storage.key_text import KeyKind, hash_key
 from storage.metric_definitions import default_metrics
 from storage.migrate import migrate
 from storage.object_store import open_object_store
-from storage.patterns import PatternSettings, check_pattern_settings
 from storage.postgres import Postgres
 from storage.redis_log import RedisLog
 from storage.registry import FIRST_PROJECT, Registry
@@ -58,14 +57,9 @@ async def prepare(settings: Settings, kept: Connection | None) -> Prepared:
 def _check_metrics(settings: Settings) -> None:
     """Here, where somebody reads it, and not in each process that will use them."""
     try:
-        metrics = default_metrics(settings.windows)
+        default_metrics(settings.windows)
     except ValueError as error:
         raise Misconfigured(str(error)) from error
-    for definition in metrics:
-        try:
-            check_pattern_settings(msgspec.convert(definition.patterns, PatternSettings))
-        except ValueError as error:
-            raise Misconfigured(f"windows.metrics, {definition.name!r}: patterns: {error}") from error
 
 
 async def _check_log(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """Settings on the command line: where a value comes from, and what is said about a wrong one."""
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -62,8 +63,9 @@ def test_the_prefixed_variable_wins_over_the_plain_one(step: int) -> None:
 
 
 def test_a_list_may_be_json_or_words() -> None:
-    found = rows("--set", 'windows.metrics=[{"name":"a,b"}]', "--set", "windows.revenue_properties=x, y")
-    assert found["windows.metrics"] == ([{"name": "a,b"}], "flag")
+    metrics = [{"name": "a", "eventTypes": ["b,c"]}]
+    found = rows("--set", f"windows.metrics={json.dumps(metrics)}", "--set", "windows.revenue_properties=x, y")
+    assert found["windows.metrics"] == (metrics, "flag")
     assert found["windows.revenue_properties"] == (["x", "y"], "flag")
 
 
@@ -90,6 +92,8 @@ def test_a_password_in_a_url_is_not_shown() -> None:
         (["--set", "gateway.key_refresh_s=nan"], "gateway.key_refresh_s"),
         (["--set", "windows.metrics=[{]"], "windows.metrics"),
         (["--set", "windows.metrics=a"], "windows.metrics"),
+        (["--set", 'windows.metrics=[{"name": "a", "aggregation": "p95"}]'], "windows.metrics, 'a': property"),
+        (["--set", 'windows.metrics=[{"name": "a", "patterns": {"sigma": 1}}]'], "windows.metrics, 'a': patterns: "),
         (["--config", "/nonexistent"], "does not exist"),
     ],
 )

@@ -267,9 +267,11 @@ def test_metrics_of_the_settings_join_the_built_in_ones_or_replace_them() -> Non
         ({"name": "x", "aggregation": "sum"}, "property"),
         ({"aggregation": "count"}, "name"),
         ({"name": "events"}, "name: events"),
+        ({"name": "x", "patterns": {"sigma": 1}}, "'x': patterns: "),
+        ({"name": "x", "patterns": {"minimumWindows": 100}}, "'x': patterns: minimumWindows"),
     ],
 )
-def test_a_wrong_metric_of_the_settings_is_named(written: dict[str, str], said: str) -> None:
+def test_a_wrong_metric_of_the_settings_is_named(written: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=r"windows\.metrics") as raised:
         default_metrics(WindowSettings(metrics=[written]))
     assert said in str(raised.value)
