@@ -45,7 +45,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     append_deadline_s: Annotated[Seconds, describe("after this the batch goes to the spool instead")] = 2.0
     stored_deadline_s: Annotated[Seconds, describe("longest wait of ?ack=stored")] = 10.0
     query_deadline_s: Annotated[Seconds, describe("longest database query of a read route")] = 10.0
-    max_concurrent_queries: Annotated[Positive, describe("read queries at once per worker; more get 503")] = 16
+    max_concurrent_queries: Annotated[
+        Positive, describe("read queries at once per worker, of one project one fewer; more get 503")
+    ] = 16
     decode_deadline_s: Annotated[
         Seconds, describe("a large request is inflated, and decoded, within this time or gets 503")
     ] = 10.0
@@ -210,7 +212,7 @@ class BatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class QuerySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """SQL over the events of a project, each query in a process of its own. Bounds are those of one gateway worker."""
 
-    concurrency: Annotated[Positive, describe("queries at once")] = 2
+    concurrency: Annotated[Positive, describe("queries at once, of one project one fewer")] = 3
     queue: Annotated[int, Meta(ge=0), describe("queries that wait for their turn; more get 503")] = 8
     queue_wait_s: Annotated[Seconds, describe("a query waits at most this long for its turn, then gets 503")] = 10.0
     deadline_s: Annotated[Seconds, describe("after this a query's process is killed")] = 30.0

@@ -36,7 +36,7 @@ METRICS_WAIT_S = 0.5
 """A page that opens asks for its dozen charts at once: what finds no slot waits so long for one."""
 
 QUERY_ALLOWANCE_S = 10.0
-"""An SQL query keeps its own deadline; the request's body is read before."""
+"""An SQL query keeps its own deadlines; the request's body is read before."""
 
 
 def create_app(services: Services) -> Edge:
@@ -51,11 +51,9 @@ def create_app(services: Services) -> Edge:
         longest_wait_s=METRICS_WAIT_S,
     )
     sql = services.sql.settings
+    # The service has places of its own.
     sql_gate = QueryGate(
-        max_concurrent=sql.concurrency,
-        deadline_s=sql.deadline_s + QUERY_ALLOWANCE_S,
-        max_waiting=sql.queue,
-        longest_wait_s=sql.queue_wait_s,
+        max_concurrent=settings.max_connections, deadline_s=sql.queue_wait_s + sql.deadline_s + QUERY_ALLOWANCE_S
     )
 
     def gate_of(endpoint: Endpoint) -> QueryGate:

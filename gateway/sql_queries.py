@@ -20,6 +20,7 @@ import pyarrow as pa
 from config.settings import QuerySettings
 from gateway.errors import ApiError
 from gateway.metrics import Metrics
+from gateway.project_turns import ProjectTurns
 from storage.errors import Misconfigured, Unavailable
 from storage.event_columns import OFFSET_COLUMNS
 from storage.lake_cache import Fetched, LakeCache, NotFetched
@@ -50,8 +51,8 @@ class SqlAnswer(NamedTuple):
 
 
 class SqlQueries:
-    """One worker's. As many run at once as the settings say, whichever route asks; others wait, and how many of them
-    and for how long is for the route to bound. Close it."""
+    """One worker's. As many run at once as the settings say, whichever route asks; others wait for their turn. Close
+    it."""
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class SqlQueries:
         self._folder = folder
         self._clock = clock
         self._sandboxes = Sandboxes(warm=settings.warm_processes, warm_idle_s=settings.warm_idle_s)
-        self._turns = asyncio.Semaphore(settings.concurrency)
+        self._turns = turns_of(settings)
         self._prepared: tuple[ObjectStore, LakeCache] | None = None
         self._preparing = asyncio.Lock()
 
@@ -82,7 +83,7 @@ class SqlQueries:
         self, project_id: str, sql: str, form: Format, *, max_rows: int | None = None, strict: bool = False
     ) -> SqlAnswer:
         """Raises `ApiError` and `StorageError`."""
-        async with self._turns:
+        async with self._turns.place(project_id):
             return await self._run(project_id, sql, form, max_rows=max_rows, strict=strict)
 
     async def _run(self, project_id: str, sql: str, form: Format, *, max_rows: int | None, strict: bool) -> SqlAnswer:
@@ -213,6 +214,11 @@ class SqlQueries:
         await self._sandboxes.close()
         if self._prepared is not None:
             await self._prepared[0].close()
+
+
+def turns_of(settings: QuerySettings) -> ProjectTurns:
+    """Of one worker's queries."""
+    return ProjectTurns(settings.concurrency, max_waiting=settings.queue, longest_wait_s=settings.queue_wait_s)
 
 
 def _missing_words(missing: Sequence[NotFetched]) -> str:

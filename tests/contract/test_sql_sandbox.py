@@ -458,7 +458,7 @@ def children() -> list[str]:
 
 async def test_there_are_no_more_processes_than_the_settings_say(lake: SqlLake) -> None:
     """Whoever asks: a trace that looks into the lake is not behind the gate of queries."""
-    async with asking(lake, QuerySettings(concurrency=2, warm_processes=0)) as ask:
+    async with asking(lake, QuerySettings(concurrency=3, warm_processes=0)) as ask:
         answers = asyncio.gather(*(ask.value("shop", "SELECT 1") for _ in range(6)))
         most = 0
         while not answers.done():

@@ -20,6 +20,7 @@ from gateway.metric_definitions import Backfills, Definitions
 from gateway.metric_reader import MetricReader
 from gateway.metric_stream import MetricStreams
 from gateway.metrics import Metrics
+from gateway.project_turns import ProjectTurns
 from gateway.rows import Overloaded, Receipt, Row
 from gateway.services import (
     Batch,
@@ -33,7 +34,7 @@ from gateway.services import (
     Services,
     Statistics,
 )
-from gateway.sql_queries import SqlAnswer
+from gateway.sql_queries import SqlAnswer, turns_of
 from storage import past_events
 from storage.aggregated import AggregatedRecord, RecordKey
 from storage.destinations import Destination
@@ -297,6 +298,7 @@ class FakeSql:
 
     def __init__(self) -> None:
         self.settings = QuerySettings()
+        self.turns: ProjectTurns | None = None
         self.asked: list[tuple[str, str, Format, int | None, bool]] = []
         self.error: Exception | None = None
         self.missing: list[NotFetched] = []
@@ -309,12 +311,14 @@ class FakeSql:
     async def run(
         self, project_id: str, sql: str, form: Format, *, max_rows: int | None = None, strict: bool = False
     ) -> SqlAnswer:
-        self.asked.append((project_id, sql, form, max_rows, strict))
-        try:
-            await asyncio.sleep(self.delay_s)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
+        self.turns = self.turns or turns_of(self.settings)
+        async with self.turns.place(project_id):
+            self.asked.append((project_id, sql, form, max_rows, strict))
+            try:
+                await asyncio.sleep(self.delay_s)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
         if self.error is not None:
             raise self.error
         columns = [Column("event_type", "VARCHAR"), Column("n", "BIGINT")]

@@ -612,7 +612,7 @@ async def test_windows_that_change_hands_are_read_again(monkeypatch: pytest.Monk
 
 
 async def test_a_burst_waits_for_a_moment_and_what_is_more_is_shed(monkeypatch: pytest.MonkeyPatch) -> None:
-    system = System(settings=GatewaySettings(max_concurrent_queries=2))
+    system = System(settings=GatewaySettings(max_concurrent_queries=3))
     await begin_windows(system.statistics)
     load = system.statistics.windows.load
 
@@ -622,8 +622,8 @@ async def test_a_burst_waits_for_a_moment_and_what_is_more_is_shed(monkeypatch: 
 
     monkeypatch.setattr(system.statistics.windows, "load", slowly)
     async with system.client("read") as client:
-        answers = await asyncio.gather(*(client.get("/v1/metrics/events") for _ in range(9)))
-        assert sorted(answer.status_code for answer in answers) == [200] * 6 + [503] * 3
+        answers = await asyncio.gather(*(client.get("/v1/metrics/events") for _ in range(11)))
+        assert sorted(answer.status_code for answer in answers) == [200] * 8 + [503] * 3
         refused = next(answer for answer in answers if answer.status_code == 503)
         assert "retry-after" in refused.headers
         assert (await client.get("/v1/metrics/events")).status_code == 200

@@ -9,7 +9,7 @@ from config.settings import GatewaySettings
 from gateway.services import Place
 from storage.errors import Unavailable
 from storage.event_queries import DeadLetter
-from tests.unit.fake_services import NOW, System
+from tests.unit.fake_services import NOW, System, bearer
 
 
 async def test_pages_of_events() -> None:
@@ -130,11 +130,16 @@ async def test_database_away_is_503() -> None:
 
 
 async def test_queries_beyond_the_bound_are_shed_and_the_bound_is_freed() -> None:
-    system = System(settings=GatewaySettings(max_concurrent_queries=2))
+    system = System(settings=GatewaySettings(max_concurrent_queries=3))
     system.queries.delay_s = 0.05
+    system.registry.add("other")
     async with system.client("read") as client:
-        answers = await asyncio.gather(*(client.get("/v1/events") for _ in range(5)))
-        assert sorted(answer.status_code for answer in answers) == [200, 200, 503, 503, 503]
+        shop = [client.get("/v1/events") for _ in range(5)]
+        other = [client.get("/v1/events?projectId=other", headers=bearer("system")) for _ in range(2)]
+        answers = await asyncio.gather(*shop, *other)
+        assert sorted(answer.status_code for answer in answers[:5]) == [200, 200, 503, 503, 503]
+        # The last place is another project's.
+        assert sorted(answer.status_code for answer in answers[5:]) == [200, 503]
         assert (await client.get("/v1/events")).status_code == 200
         assert (await client.get("/healthz")).status_code == 200
 
