@@ -59,8 +59,12 @@ def _detach(folder: DataFolder, config: Path | None, flags: Mapping[str, Any]) -
         process = start_detached(command, log_path=log_path, report=_say, option=_READY_OPTION)
     except KeyboardInterrupt:
         raise Failure("stopped before it was ready") from None
-    if process is None:
-        raise Failure(f"it did not start; the end of {log_path}:\n{log_end(log_path)}")
+    if process.returncode == 0:
+        raise Failure("it was stopped before it was ready, by `down` or a signal")
+    if process.returncode is not None:
+        # It ends with the last lines of another log.
+        end = log_end(log_path, lines=30)
+        raise Failure(f"it did not start (exit code {process.returncode}); the end of {log_path}:\n{end}")
     connection = Connection.load(folder.connection_file)
     assert connection is not None
     click.echo(summary(connection))

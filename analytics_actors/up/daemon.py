@@ -31,10 +31,9 @@ class Progress:
         self._file.close()
 
 
-def start_detached(
-    command: Sequence[str], *, log_path: Path, report: Report, option: str
-) -> "subprocess.Popen[bytes] | None":
-    """Run the command with `option FD` added. Returns its process when it is ready, None when it has failed.
+def start_detached(command: Sequence[str], *, log_path: Path, report: Report, option: str) -> "subprocess.Popen[bytes]":
+    """Run the command with `option FD` added. Returns its process when it is ready, or has ended without: its
+    `returncode` is 0 then when it was stopped.
 
     A Ctrl-C meanwhile stops it.
     """
@@ -58,10 +57,9 @@ def start_detached(
         child.send_signal(signal.SIGTERM)
         child.wait()
         raise
-    if is_ready:
-        return child
-    child.wait()
-    return None
+    if not is_ready:
+        child.wait()
+    return child
 
 
 def _follow(lines: Iterable[str], report: Report) -> bool:

@@ -135,9 +135,12 @@ def wait_ready(
         late_s = time.monotonic() - until
         is_late = late_s > RECOVERY_PATIENCE_S or (late_s > 0 and not recovering())
         if process.poll() is not None or is_late or given_up():
-            state = "did not get ready in time" if process.poll() is None else f"ended with {process.returncode}"
-            name = Path(process.args[0]).name  # type: ignore[index,arg-type]
-            raise Misconfigured(f"{name} {state}; the end of {log_path}:\n{log_end(log_path)}")
+            if process.poll() is not None:
+                state = f"ended with {process.returncode}"
+            else:
+                state = "did not get ready in time" if is_late else "was given up before it was ready"
+            # The log's name is the server's; its command may begin with what runs it as somebody else.
+            raise Misconfigured(f"{log_path.stem} {state}; the end of {log_path}:\n{log_end(log_path)}")
         time.sleep(0.02)
 
 

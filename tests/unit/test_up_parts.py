@@ -348,7 +348,7 @@ def test_a_stop_need_not_wait_for_a_server_that_recovers(folder: DataFolder) -> 
                     wait_ready(
                         process,
                         lambda: False,
-                        log_path=folder.logs / "log",
+                        log_path=folder.logs / "postgres.log",
                         deadline_s=0.01,
                         recovering=lambda: True,
                         given_up=given_up,
@@ -362,7 +362,7 @@ def test_a_stop_need_not_wait_for_a_server_that_recovers(folder: DataFolder) -> 
     service = ServerService("postgres", Recovering(), RunFile(folder.run_file), stopping)
 
     def start() -> None:
-        with pytest.raises(Misconfigured, match="did not get ready"):
+        with pytest.raises(Misconfigured, match="postgres was given up before it was ready"):
             service.start()
 
     starting = threading.Thread(target=start)
@@ -433,17 +433,16 @@ def test_a_child_is_killed_when_late_or_not_wanted(
         )
 
 
-@pytest.mark.parametrize(("ends_well", "last"), [(True, "progress.ready()"), (False, "sys.exit(1)")])
-def test_a_detached_child_says_how_it_goes(tmp_path: Path, ends_well: bool, last: str) -> None:
+@pytest.mark.parametrize(("exit_code", "last"), [(None, "progress.ready()"), (1, "sys.exit(1)"), (0, "sys.exit(0)")])
+def test_a_detached_child_says_how_it_goes(tmp_path: Path, exit_code: int | None, last: str) -> None:
     code = "import sys; from analytics_actors.up.daemon import Progress; progress = Progress(int(sys.argv[-1]))"
     code += f"; progress.report('one\\ntwo'); print('words'); {last}"
     said: list[str] = []
     log_path = tmp_path / "log"
     log_path.write_text("what an earlier one said")
     child = daemon.start_detached(["-c", code], log_path=log_path, report=said.append, option="--ready-fd")
-    assert (child is not None, said) == (ends_well, ["one two"])
-    if child is not None:
-        child.wait()
+    assert (child.returncode, said) == (exit_code, ["one two"])
+    child.wait()
     assert log_path.read_text() == "words\n"
 
 
