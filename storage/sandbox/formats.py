@@ -9,7 +9,8 @@ Values are exact in every format:
 - a column of JSON is itself; JSON within a list, struct or map is a text, as Arrow does not tell it from one;
 - what Arrow has no exact type for (intervals, bit strings, unions and the like) is DuckDB's text.
 
-In CSV (RFC 4180, with a header) NULL is an empty field, an empty text is "", and nested values are JSON.
+In CSV (RFC 4180, with a header) NULL is an empty field, an empty text is "", and nested values are JSON. NULL in the
+only column is "" too, and a text of spaces has its quotes: readers leave out lines that are empty or blank.
 """
 
 import base64
@@ -237,14 +238,15 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def _csv_line(values: Iterable[Any]) -> bytes:
-    return (",".join(map(_csv_field, values)) + "\r\n").encode()
+    line = ",".join(map(_csv_field, values))
+    return ((line or '""') + "\r\n").encode()
 
 
 def _csv_field(value: Any) -> str:
     if value is None:
         return ""
     text = _text(value)
-    if text == "" or any(character in text for character in ',"\r\n'):
+    if not text.strip() or any(character in text for character in ',"\r\n'):
         return '"' + text.replace('"', '""') + '"'
     return text
 

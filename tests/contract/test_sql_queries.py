@@ -1,6 +1,8 @@
 """The query service over a manifest: S3 through the cache, what is away, and values as they come out."""
 
 import asyncio
+import csv
+import io
 import json
 import os
 import shutil
@@ -10,6 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+import duckdb
 import msgspec
 import pytest
 
@@ -350,10 +353,10 @@ async def test_values_are_exact(lake: SqlLake) -> None:
         answer = await ask.answer("shop", sql)
         shown = [bytes(value).decode() for value in msgspec.json.decode(answer.body, type=list[list[msgspec.Raw]])[0]]
         assert dict(zip((v for v, _ in VALUES), shown, strict=True)) == dict(VALUES)
-        csv = await ask.queries.run(
+        table = await ask.queries.run(
             "shop", "SELECT NULL AS a, '' AS \"b,c\", 'x\"y' AS d, [1, 2] AS e, now() AS f", "csv"
         )
-        head, line, end = csv.body.decode().split("\r\n")
+        head, line, end = table.body.decode().split("\r\n")
         assert head == 'a,"b,c",d,e,f'
         assert line.startswith(',"","x""y","[1,2]",')
         assert datetime.fromisoformat(line.rsplit(",", 1)[1])
@@ -363,6 +366,20 @@ async def test_values_are_exact(lake: SqlLake) -> None:
             {"a": 1, "a_2": 2, "b": "x"},
             {"a": 3, "a_2": 4, "b": None},
         ]
+
+
+async def test_every_row_is_a_line_to_readers_of_csv(lake: SqlLake, tmp_path: Path) -> None:
+    sql = "SELECT a FROM (VALUES (1, 'x'), (2, NULL), (3, ''), (4, ' '), (5, NULL)) AS t(n, a) ORDER BY n"
+    async with asking(lake) as ask:
+        body = (await ask.queries.run("shop", sql, "csv")).body
+        only = (await ask.queries.run("shop", "SELECT NULL::INTEGER AS a", "csv")).body
+    assert [row["a"] for row in csv.DictReader(io.StringIO(body.decode(), newline=""))] == ["x", "", "", " ", ""]
+    assert only == b'a\r\n""\r\n'
+    path = tmp_path / "rows.csv"
+    path.write_bytes(body)
+    assert len(duckdb.sql(f"FROM read_csv('{path}', header = true)").fetchall()) == 5
+    # What leaves a blank line out, as pandas does.
+    assert all(line.strip() for line in body.decode().splitlines())
 
 
 NAMES = [
