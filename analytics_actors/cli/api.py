@@ -15,6 +15,7 @@ PATIENT_S = 600.0
 
 
 NO_GATEWAY = "the answer is not that of a gateway: is the URL right?"
+_EVERY_ANSWER_HAS = "x-request-id"
 
 
 class ApiFailure(Failure):
@@ -90,11 +91,14 @@ class Api:
     ) -> httpx.Response:
         wanted = {name: value for name, value in (parameters or {}).items() if value is not None}
         try:
-            return self._client.request(method, path, params=wanted or None, json=body, timeout=deadline_s)
+            response = self._client.request(method, path, params=wanted or None, json=body, timeout=deadline_s)
         except httpx.TimeoutException as error:
             raise Failure(f"{self.url} did not answer within {deadline_s:g} s") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise Failure(f"cannot reach {self.url}: {error}; is it up? (`analytics-actors up`)") from error
+        if response.is_success and _EVERY_ANSWER_HAS not in response.headers:
+            raise Failure(NO_GATEWAY)
+        return response
 
     def __enter__(self) -> Self:
         return self

@@ -77,7 +77,7 @@ def read_rows(paths: Iterable[Path], *, by_project: bool, advance: Callable[[int
     Raises `Failure` at the place where a file is damaged."""
     for path in paths:
         with _open(path) as source, io.BufferedReader(source) as raw:
-            is_gzip = raw.peek(2).startswith(_GZIP_MAGIC)
+            is_gzip = _is_gzip(raw, path)
             file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_gzip else raw
             before = 0
             for number, line in enumerate(_lines(file, path), start=1):
@@ -86,6 +86,13 @@ def read_rows(paths: Iterable[Path], *, by_project: bool, advance: Callable[[int
                     before = source.bytes_read
                 if stripped := line.strip():
                     yield _row(stripped, path.name, number, by_project=by_project)
+
+
+def _is_gzip(raw: "io.BufferedReader[_Counted]", path: Path) -> bool:
+    try:
+        return raw.peek(2).startswith(_GZIP_MAGIC)
+    except OSError as error:
+        raise Failure(f"cannot read {path}: {error}") from error
 
 
 class _Counted(io.FileIO):

@@ -4,6 +4,7 @@ A command's module is imported when the command is used, so that `up` (which sta
 Exit codes: 0 done, 1 it failed, 2 the command was wrong. What a user can get wrong is told in a sentence.
 """
 
+import errno
 import sys
 from importlib import import_module
 from typing import Any
@@ -59,6 +60,11 @@ class LazyGroup(click.Group):
         except SettingsError as error:
             raise click.UsageError(str(error)) from error
         except (Failure, StorageError, ChildFailed) as error:
+            raise click.ClickException(str(error)) from error
+        except OSError as error:
+            # Whoever reads from a pipe may close it early: click ends without a word then.
+            if error.errno == errno.EPIPE:
+                raise
             raise click.ClickException(str(error)) from error
 
 

@@ -62,9 +62,11 @@ def connect(data: Path, url: str | None, key: str | None, *, role: Role) -> Api:
 def _check(url: str, key: str) -> None:
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        # As the look-up of its address will, which has another exception for what is no name.
+        parsed.raw_host.decode().encode("idna")
+    except (httpx.InvalidURL, UnicodeError) as error:
         raise Failure(f"{url!r} is no URL of a gateway: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not parsed.host or not 0 <= (parsed.port or 0) < 65536:
         raise Failure(f"{url!r} is no URL of a gateway: write it as http://HOST:PORT")
     # Not shown: it may be a real one with a slip.
     if not (key.isascii() and key.isprintable() and " " not in key):

@@ -18,9 +18,10 @@ Handler = Callable[[httpx.Request], httpx.Response]
 
 
 class FakeGateway:
-    """Answers by method and path; anything else is 404."""
+    """Answers by method and path; anything else is 404. Another kind of server when `is_one` is False."""
 
     def __init__(self) -> None:
+        self.is_one = True
         self.routes: dict[tuple[str, str], Handler] = {}
         self.requests: list[httpx.Request] = []
 
@@ -32,7 +33,10 @@ class FakeGateway:
         route = self.routes.get((request.method, request.url.path))
         if route is None:
             return httpx.Response(404, json={"code": "not_found", "message": "There is no such thing."})
-        return route(request)
+        answer = route(request)
+        if self.is_one:
+            answer.headers["x-request-id"] = "1"
+        return answer
 
     @property
     def keys(self) -> list[str]:

@@ -1,5 +1,7 @@
 """The commands that ask a gateway, through click's runner: output, exit codes, which key is used."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -168,7 +170,19 @@ def test_url_and_key_need_no_data_folder(gateway: FakeGateway, tmp_path: Path) -
     assert (gateway.keys, gateway.requests[0].url.host) == (["given"], "other.test")
 
 
-@pytest.mark.parametrize("url", ["localhost:1", "foo", "http://", "http://h:port", "ftp://h"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:1",
+        "foo",
+        "http://",
+        "http://h:port",
+        "ftp://h",
+        "http://h:70000",
+        f"http://{'h' * 64}",
+        "http://h..h",
+    ],
+)
 def test_what_is_no_url_is_told(gateway: FakeGateway, data: Path, url: str) -> None:
     result = invoke("status", "--data", data, "--url", url)
     assert result.exit_code == 1
@@ -199,6 +213,37 @@ def test_another_server_is_told(
     result = invoke(*words, "--data", data)
     assert result.exit_code == 1
     assert "not that of a gateway" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "path"),
+    [
+        (["query", "select 1", "--format", "csv"], "POST", "/v1/query"),
+        (["query", "select 1", "--format", "arrow"], "POST", "/v1/query"),
+        (["metrics", "define", "m"], "POST", "/v1/metrics-definitions"),
+        (["metrics", "delete", "m"], "DELETE", "/v1/metrics-definitions/m"),
+        (["projects", "set-client", "p", "c"], "PATCH", "/v1/projects/p"),
+        (["lake", "destinations", "remove", "d"], "DELETE", "/v1/exports/destinations/d"),
+        (["keys", "list", "--json"], "GET", "/v1/keys"),
+    ],
+)
+@pytest.mark.parametrize("content", ["", '{"ok":true}'])
+def test_another_servers_good_answer_is_no_success(
+    gateway: FakeGateway, data: Path, words: list[str], method: str, path: str, content: str
+) -> None:
+    gateway.is_one = False
+    gateway.routes[method, path] = lambda _: httpx.Response(200, text=content)
+    result = invoke(*words, "--data", data)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "not that of a gateway" in result.output or "not that of a gateway" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["config"], ["config", "--json"], ["config", "--help"]])
+def test_a_full_disk_is_told(words: list[str]) -> None:
+    command = [sys.executable, "-m", "analytics_actors.cli", *words]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, text=True)
+    assert (done.returncode, done.stderr) == (1, "Error: [Errno 28] No space left on device\n")
 
 
 def test_a_key_that_never_expires_is_not_asked_for_so(data: Path) -> None:

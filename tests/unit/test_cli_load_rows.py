@@ -50,6 +50,12 @@ def test_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     assert read(path) == [Row("a", line), BadRow("invalid_json", "a:2")]
 
 
+def test_what_cannot_be_read_at_all_is_named() -> None:
+    """Its first page lies in no memory; the same is said of a disk."""
+    with pytest.raises(Failure, match=r"cannot read /proc/self/mem: .*Input/output error"):
+        read(Path("/proc/self/mem"))
+
+
 @pytest.mark.parametrize("damage", [lambda packed: packed[:-9], lambda packed: packed[:20], lambda packed: packed[:2]])
 def test_damaged_gzip_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "a.ndjson.gz"
