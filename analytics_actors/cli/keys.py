@@ -1,5 +1,7 @@
 """`analytics-actors keys`."""
 
+from urllib.parse import quote
+
 import click
 
 from analytics_actors.cli.api import Api
@@ -78,7 +80,7 @@ def revoke_key(api: Api, key_id: str, as_json: bool) -> None:
     Example:
       analytics-actors keys revoke 01890a5d-ac96-774b-bcce-b302099a8057
     """
-    answer = api.delete(f"/v1/keys/{key_id}")
+    answer = api.delete(f"/v1/keys/{quote(key_id, safe='')}")
     if as_json:
         print_json(answer)
     else:

@@ -30,10 +30,11 @@ def ledger(
       analytics-actors ledger --project default
       analytics-actors ledger --check
     """
+    parameters = {"projectId": project, "startTime": start_time, "endTime": end_time}
     if check:
-        _check(api, as_json)
+        _check(api, parameters, as_json)
         return
-    answer = api.get("/v1/ledger", {"projectId": project, "startTime": start_time, "endTime": end_time})
+    answer = api.get("/v1/ledger", parameters)
     if as_json:
         print_json(answer)
         return
@@ -43,8 +44,8 @@ def ledger(
     click.echo("it balances" if answer["balanced"] else "it does not balance")
 
 
-def _check(api: Api, as_json: bool) -> None:
-    answer: dict[str, Any] = api.get("/v1/ledger/check")
+def _check(api: Api, parameters: dict[str, Any], as_json: bool) -> None:
+    answer: dict[str, Any] = api.get("/v1/ledger/check", parameters)
     differences = answer["differences"]
     if as_json:
         print_json(answer)

@@ -61,6 +61,8 @@ class LazyGroup(click.Group):
             raise click.UsageError(str(error)) from error
         except (Failure, StorageError, ChildFailed) as error:
             raise click.ClickException(str(error)) from error
+        except UnicodeEncodeError as error:
+            raise click.ClickException(f"a text cannot be written: {error}") from error
         except OSError as error:
             # Whoever reads from a pipe may close it early: click ends without a word then.
             if error.errno == errno.EPIPE:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -71,7 +72,7 @@ def show(api: Api, project: str, as_json: bool) -> None:
     Example:
       analytics-actors retention show shop
     """
-    _print_limits(api.get(f"/v1/projects/{project}/retention"), as_json)
+    _print_limits(api.get(_path(project)), as_json)
 
 
 @retention.command("set")
@@ -102,8 +103,12 @@ def set_limits(
     limits = {name: days for name, days in given.items() if days is not None}
     if as_settings == bool(limits):
         raise click.UsageError("give limits, or --default")
-    path = f"/v1/projects/{project}/retention"
+    path = _path(project)
     _print_limits(api.delete(path) if as_settings else api.put(path, limits), as_json)
+
+
+def _path(project: str) -> str:
+    return f"/v1/projects/{quote(project, safe='')}/retention"
 
 
 def _print_limits(answer: dict[str, Any], as_json: bool) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -321,6 +322,25 @@ def test_the_ledger_check_fails_on_a_difference(gateway: FakeGateway, data: Path
     gateway.answer("GET", "/v1/ledger/check", {"differences": []})
     assert invoke("ledger", "--check", "--data", data).exit_code == 0
     assert gateway.keys == ["the-admin-key"] * 2
+    of = ("--project", "shop", "--start", "2026-11-20T00:00:00Z", "--end", "2026-11-21T00:00:00Z")
+    assert invoke("ledger", "--check", *of, "--data", data).exit_code == 0
+    asked = {"projectId": "shop", "startTime": "2026-11-20T00:00:00Z", "endTime": "2026-11-21T00:00:00Z"}
+    assert dict(gateway.requests[-1].url.params) == asked
+
+
+@pytest.mark.parametrize("words", [["keys", "revoke"], ["retention", "show"], ["retention", "set", "--default"]])
+def test_a_name_is_all_of_the_paths_part(gateway: FakeGateway, data: Path, words: list[str]) -> None:
+    """`shop#1` is not `shop`, and `../keys` is no other route."""
+    for name in ("shop#1", "shop?x=1", "a/../../keys"):
+        assert invoke(*words, name, "--data", data).exit_code == 1
+        assert f"/{quote(name, safe='')}" in gateway.requests[-1].url.raw_path.decode()
+
+
+@pytest.mark.parametrize("words", [["query", "select '\udcff'"], ["tail", "--type", "\udcff"]])
+def test_what_is_no_utf_8_is_told(data: Path, words: list[str]) -> None:
+    result = invoke(*words, "--data", data)
+    assert result.exit_code == 1
+    assert "Error: a text cannot be written: 'utf-8' codec" in result.output
 
 
 def test_the_ledger_of_the_own_project_needs_only_the_read_key(gateway: FakeGateway, data: Path) -> None:
