@@ -64,9 +64,10 @@ def _usable() -> Iterator[None]:
         asyncpg.InvalidAuthorizationSpecificationError,
         asyncpg.InvalidCatalogNameError,
         asyncpg.InsufficientPrivilegeError,
-        asyncpg.ClientConfigurationError,
     ) as error:
         raise Misconfigured(f"PostgreSQL is there and cannot be used: {error}") from error
+    except asyncpg.ClientConfigurationError as error:
+        raise Misconfigured(f"store.postgres_url is no URL of a PostgreSQL: {error}") from error
 
 
 def _check_server(connection: "asyncpg.Connection[asyncpg.Record]") -> None:

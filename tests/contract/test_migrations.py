@@ -101,3 +101,9 @@ async def test_what_cannot_be_used_is_told_from_what_is_away(postgres_url: str) 
         await migrate(f"{postgres_url.rsplit('/', 1)[0]}/no_such_database")
     with pytest.raises(Unavailable):
         await migrate(f"postgresql://postgres@127.0.0.1:{free_port()}/postgres")
+
+
+@pytest.mark.parametrize("url", ["foo", "postgresql://u@127.0.0.1:1/x?sslmode=zz"])
+async def test_what_is_no_url_of_a_postgres_is_told(url: str) -> None:
+    with pytest.raises(Misconfigured, match=r"store\.postgres_url is no URL of a PostgreSQL"):
+        await migrate(url)
