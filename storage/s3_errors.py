@@ -35,6 +35,8 @@ _HINTS = {
     "AuthorizationHeaderMalformed": "the bucket is in another region: change lake.region",
     "NotImplemented": "that server cannot do what the lake needs",
 }
+_CREDENTIALS = {"ExpiredToken", "InvalidToken"}
+"""Codes that come with another status than 401 and 403."""
 _PASSING = {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentChecksumMismatch", "SlowDown", "Throttling"}
 _PASSING_STATUSES = {408, 409, 412, 425, 429}
 _FOR_PEOPLE = (ConfigParseError, InvalidRegionError, ParamValidationError, PartialCredentialsError, ProfileNotFound)
@@ -58,6 +60,13 @@ def our_errors(what: str, where: str) -> Iterator[None]:
         raise Unavailable(f"{where}: {what}: {error}") from error
     except OSError as error:
         raise Unavailable(f"{what}: {error}") from error
+
+
+def may_be_credentials(error: NoCredentialsError | ClientError) -> bool:
+    """Whether other credentials may help. HEAD has no body that tells why it is refused."""
+    if isinstance(error, NoCredentialsError):
+        return True
+    return status_of(error) in (401, 403) or code_of(error) in _CREDENTIALS
 
 
 def code_of(error: ClientError) -> str:

@@ -25,7 +25,7 @@ from storage.errors import FormatError, Missing, Unavailable
 from storage.object_probe import probe
 from storage.object_store import ObjectInfo, PutResult, Source, checked_key, is_key, sha256_of
 from storage.s3_client import THREADS, connect
-from storage.s3_errors import CONFLICTS, code_of, our_errors, raise_first, status_of
+from storage.s3_errors import CONFLICTS, code_of, may_be_credentials, our_errors, raise_first, status_of
 
 SINGLE_BYTES = 64 * MIB
 """Larger objects are put in parts, so that an error costs one of them."""
@@ -74,11 +74,12 @@ class S3Objects:
 
         def guarded() -> T:
             with our_errors(what, self._where):
+                client = self._connected()
                 try:
-                    return call(self._connected())
-                except NoCredentialsError:
-                    # A client without credentials never looks for any again.
-                    self._client = None
+                    return call(client)
+                except (NoCredentialsError, ClientError) as error:
+                    if may_be_credentials(error):
+                        self._forget(client)
                     raise
                 except KeyError as error:
                     # The client takes a proxy's page, or an answer without a header, for a success.
@@ -91,6 +92,12 @@ class S3Objects:
             if self._client is None:
                 self._client = connect(self._settings)
             return self._client
+
+    def _forget(self, client: Any) -> None:
+        """A client never looks for credentials again; the next one does. Other threads may still use this one."""
+        with self._connecting:
+            if self._client is client:
+                self._client = None
 
     def _object(self, key: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": self._prefix + checked_key(key)}

@@ -201,6 +201,33 @@ async def test_credentials_that_come_later_are_found(
     assert await store.put_if_absent(KEY, b"x") is PutResult.WRITTEN
 
 
+@pytest.mark.parametrize(
+    "refusal", [error(403, "InvalidAccessKeyId"), error(403, "SignatureDoesNotMatch"), error(400, "ExpiredToken")]
+)
+async def test_credentials_that_are_refused_are_read_again(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Answer
+) -> None:
+    credentials = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+    def change_to(key: str) -> None:
+        credentials.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = secret\n")
+
+    def answer(request: Request) -> Answer:
+        return OK if "Credential=new/" in request.headers["authorization"] else refusal
+
+    change_to("old")
+    with ScriptedS3(answer) as server:
+        store = stores.open(server.url)
+        with pytest.raises(Misconfigured):
+            await store.put_if_absent(KEY, b"x")
+        change_to("new")
+        # The one that was refused has gone.
+        assert await store.put_if_absent(KEY, b"x") is PutResult.WRITTEN
+
+
 @pytest.fixture
 def silent_url() -> Iterator[str]:
     """Connections are taken, and never answered."""
