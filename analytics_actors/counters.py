@@ -1,9 +1,12 @@
 """Running totals of one batcher, and what it waits for. Updated per record and per write, never per event."""
 
+import logging
 from collections import defaultdict
 
 from analytics_actors.pending import PendingRecord
 from storage.event_store import WriteResult
+
+_log = logging.getLogger(__name__)
 
 
 class Counters:
@@ -32,11 +35,14 @@ class Counters:
         self.totals[name] += amount
 
     def trouble(self, service: str, message: str) -> None:
-        """`service` does not answer; shown until `clear_trouble`."""
+        """`service` does not answer; shown until `clear_trouble`, and logged when it begins and ends."""
+        if service not in self._trouble:
+            _log.warning("trouble", extra={"action": "trouble", "service": service, "error": message})
         self._trouble[service] = message
 
     def clear_trouble(self, service: str) -> None:
-        self._trouble.pop(service, None)
+        if self._trouble.pop(service, None) is not None:
+            _log.info("the trouble is over", extra={"action": "trouble_over", "service": service})
 
     @property
     def in_trouble(self) -> frozenset[str]:

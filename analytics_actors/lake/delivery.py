@@ -21,7 +21,6 @@ The law:
 """
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -42,8 +41,6 @@ from storage.lake_selection import Selection
 from storage.object_store import ObjectStore, PutResult
 
 MAX_PAUSE_S = 300.0
-
-_log = logging.getLogger(__name__)
 
 
 class Delivering:
@@ -93,8 +90,6 @@ class Delivering:
 
     async def _failed(self, error: Exception) -> None:
         self._counters.count("delivery_failures")
-        fields = {"action": "delivery_failed", "destination": self._destination.destination_id}
-        _log.warning("a destination cannot be served", exc_info=error, extra=fields)
         await self._destinations.failed(self._destination.destination_id, str(error))
 
     async def _carry_out(self, delivery: Delivery) -> None:

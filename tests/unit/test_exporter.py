@@ -1,6 +1,7 @@
 """The exporter over stores in memory, in virtual time: whatever happens between, the lake is what was stored."""
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -162,6 +163,21 @@ def test_while_the_object_store_is_away_one_part_waits_and_ingest_goes_on() -> N
         assert shard.current.observe().trouble == ""
 
     in_shard(test)
+
+
+def test_an_object_store_that_is_away_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def test(shard: LakeShard) -> None:
+        shard.objects.is_away = True
+        await shard.send("p", some(10, hours=2))
+        await asyncio.sleep(300)
+        shard.objects.is_away = False
+        await shard.settle()
+
+    in_shard(test)
+    told = [(vars(r)["action"], vars(r)["service"]) for r in caplog.records if "service" in vars(r)]
+    assert told == [("trouble", "object store"), ("trouble_over", "object store")]
 
 
 def test_the_log_does_not_wait_for_the_lake_for_ever() -> None:
