@@ -14,7 +14,7 @@ The law:
   longer than a transaction takes. While a service is away it waits for it.
 - Idle, it asks the manifest a question or two each `lake.keeper_interval_s`.
 - An hour whose files cannot be merged stays as it is, is shown as trouble and tried again from time to time; the others
-  go on.
+  go on. So it is with objects that cannot be deleted: neither merges nor retention wait for them.
 - `observe` is cheap and may be called from another thread.
 """
 
@@ -179,7 +179,7 @@ class LakeKeeper:
 
     async def _keep_lake(self) -> bool:
         merged = await self._compact()
-        removed = await self._removal.remove_retired()
+        removed = await self._remove_retired()
         looked = self._clock_s() >= self._orphans_due_s and await self._look_through()
         return merged or removed or looked
 
@@ -221,6 +221,16 @@ class LakeKeeper:
     def _is_quiet(self, hour: HourParts) -> bool:
         since = datetime.fromtimestamp(self._clock_s() - self._settings.compact_quiet_s, UTC)
         return hour.files <= self._settings.compact_max_parts or hour.newest < since
+
+    async def _remove_retired(self) -> bool:
+        """Some of them; whether there were any that could be removed."""
+        try:
+            removed = await self._removal.remove_retired()
+        except (Unavailable, Misconfigured) as error:
+            self._counters.trouble("retired files", str(error))
+            return False
+        self._counters.clear_trouble("retired files")
+        return removed
 
     async def _look_through(self) -> bool:
         """One page of the objects; whether any are left."""

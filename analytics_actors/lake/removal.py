@@ -57,7 +57,8 @@ class Removal:
         """Old objects under names of the lake that are of no ended plan, as far as this look through has come."""
 
     async def remove_retired(self) -> bool:
-        """Some of those whose grace period is over; whether there were any."""
+        """Some of those whose grace period is over; whether there were any. Raises `Unavailable` and `Misconfigured` of
+        the object store; nothing is forgotten then."""
         grace_s = self._settings.retired_grace_s
         old = await self._patience.wait_for(
             "manifest", lambda: self._listing.expired(grace_s=grace_s, limit=REMOVED_AT_ONCE)
@@ -65,7 +66,7 @@ class Removal:
         if not old:
             return False
         keys = [entry.key for entry in old if name_of(entry.key) is not None]
-        await self._patience.wait_for("object store", lambda: self._objects.delete(keys))
+        await self._objects.delete(keys)
         self._reached("objects removed")
         await self._patience.wait_for("manifest", lambda: self._listing.forget([entry.file_id for entry in old]))
         self._counters.count("files_removed", len(old))
@@ -83,9 +84,10 @@ class Removal:
         async for info in looking:
             page.append(info)
             if len(page) == LOOKED_AT_ONCE:
-                self._looking = looking
                 break
         await self._remove_orphans(page)
+        if len(page) == LOOKED_AT_ONCE:
+            self._looking = looking
         return self._looking is not None
 
     async def _all(self) -> AsyncIterator[ObjectInfo]:
@@ -111,7 +113,7 @@ class Removal:
         ]
         if orphans:
             keys = [each.key for each in orphans]
-            await self._patience.wait_for("object store", lambda: self._objects.delete(keys))
+            await self._objects.delete(keys)
             self._counters.count("orphans_removed", len(orphans))
             self._counters.count("bytes_removed", sum(each.size for each in orphans))
             fields = {"action": "orphans_removed", "count": len(orphans), "first": keys[0]}

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from analytics_actors.lake.compaction import choose
-from analytics_actors.lake.keeper import LakeKeeper
+from analytics_actors.lake.keeper import SET_ASIDE_S, LakeKeeper
 from analytics_actors.lake.objects import Name, name_of
 from config.settings import LakeSettings
+from storage.errors import Misconfigured
 from storage.lake_file import cold_key, key_of
 from storage.lake_manifest import FileEntry
 from storage.memory_lake_listing import MemoryLakeListing
+from storage.memory_objects import MemoryObjects
 from tests.seeds import seeds
 from tests.unit import virtual_time
 from tests.unit.aggregation import Slow, compute_here
@@ -276,6 +278,32 @@ def test_the_object_store_is_waited_for(tmp_path: Path) -> None:
         assert keeper.observe().trouble == ""
 
     in_lake(test, tmp_path / "keeper")
+
+
+def test_merges_do_not_wait_for_objects_that_cannot_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(objects: MemoryObjects, keys: Sequence[str]) -> None:
+        raise Misconfigured("these credentials may not do it")
+
+    async def test(lake: KeptLake) -> None:
+        await lake.fill(5)
+        orphan = key_of(int(lake.shard.clock_s()) // HOUR_S * HOUR_S, 1, 99)
+        await lake.shard.objects.put_if_absent(orphan, b"")
+        with monkeypatch.context() as refusing:
+            refusing.setattr(MemoryObjects, "delete", refuse)
+            keeper = lake.start_keeper()
+            await lake.is_compact()
+            await asyncio.sleep(KEEPER.orphan_grace_s + KEEPER.orphan_interval_s)
+            view = keeper.observe()
+            assert "retired files: these credentials" in view.trouble
+            assert "objects: these credentials" in view.trouble
+            await lake.fill(5)
+            await lake.is_compact()
+        await asyncio.sleep(SET_ASIDE_S + KEEPER.orphan_interval_s)
+        assert keeper.observe().trouble == ""
+        assert set(lake.shard.objects.objects) == {kept.entry.key for kept in lake.shard.manifest.live()}
+        lake.check()
+
+    in_lake(test, tmp_path)
 
 
 def test_an_idle_keeper_asks_seldom(tmp_path: Path) -> None:
