@@ -21,8 +21,8 @@ CONFLICTS = {"ConditionalRequestConflict", "OperationAborted", "NoSuchUpload"}
 """Codes of a put that met another one, or whose own earlier attempt was done after all: it is to be made again."""
 
 _HINTS = {
-    "NoSuchBucket": "there is no such bucket: create it, or change lake.url",
-    "InvalidBucketName": "that is no name of a bucket: change lake.url",
+    "NoSuchBucket": "there is no such bucket: create it, or give another URL",
+    "InvalidBucketName": "that is no name of a bucket: give another URL",
     "AccessDenied": "these credentials may not do it: allow s3:PutObject, GetObject, DeleteObject, ListBucket and"
     " AbortMultipartUpload on the bucket and its objects",
     "403": "these credentials may not do it, or are wrong",
@@ -31,8 +31,8 @@ _HINTS = {
     "ExpiredToken": "the credentials have expired",
     "InvalidToken": "the session token is wrong: check the credentials",
     "RequestTimeTooSkewed": "this machine's clock is wrong",
-    "PermanentRedirect": "the bucket is in another region: change lake.region",
-    "AuthorizationHeaderMalformed": "the bucket is in another region: change lake.region",
+    "PermanentRedirect": "the bucket is in another region: give that one",
+    "AuthorizationHeaderMalformed": "the bucket is in another region: give that one",
     "NotImplemented": "that server cannot do what the lake needs",
 }
 _CREDENTIALS = {"ExpiredToken", "InvalidToken"}

@@ -429,6 +429,7 @@ async def test_objects_that_cannot_be_deleted_are_told(stores: Stores) -> None:
     ("status", "code", "raised"),
     [
         (403, "AccessDenied", Misconfigured),
+        (404, "NoSuchBucket", Misconfigured),
         (400, "AuthorizationHeaderMalformed", Misconfigured),
         (400, "ExpiredToken", Misconfigured),
         (501, "NotImplemented", Misconfigured),
@@ -438,8 +439,9 @@ async def test_objects_that_cannot_be_deleted_are_told(stores: Stores) -> None:
     ],
 )
 async def test_what_an_answer_means(stores: Stores, status: int, code: str, raised: type[Exception]) -> None:
-    with ScriptedS3(error(status, code)) as s3, pytest.raises(raised):
+    with ScriptedS3(error(status, code)) as s3, pytest.raises(raised) as told:
         await stores.open(s3.url).get(KEY)
+    assert "lake." not in str(told.value), "it may be a destination's bucket"
 
 
 async def test_a_server_that_ignores_the_condition_is_refused(stores: Stores) -> None:
