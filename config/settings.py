@@ -5,6 +5,7 @@ reads them from a file, the environment and flags. Child processes and actors ar
 settings as JSON (`to_json`), so all of them run on exactly the same values.
 """
 
+import os
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,12 +24,21 @@ def describe(text: str) -> Meta:
     return Meta(description=text)
 
 
+def gateway_workers() -> int:
+    """One for two processors that this process may use, at most four: actors and servers need the others, and each
+    worker has connections to PostgreSQL of its own. A second one on two processors takes more than it gives."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, max(1, processors // 2))
+
+
 class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The HTTP edge."""
 
     host: Annotated[str, describe("address to listen on; anything but loopback is a decision")] = "127.0.0.1"
     port: Annotated[Port, describe("port to listen on; 0 takes any free one")] = 8080
-    workers: Annotated[Positive, describe("gateway processes that share the port")] = 2
+    workers: Annotated[
+        Positive, describe("gateway processes that share the port; default: one for two processors, at most four")
+    ] = msgspec.field(default_factory=gateway_workers)
     max_body_bytes: Annotated[Positive, describe("largest request body as sent")] = 20 * MIB
     max_inflated_bytes: Annotated[Positive, describe("largest request body after decompression")] = 40 * MIB
     max_events_per_request: Annotated[Positive, describe("most events in one batch request")] = 10_000

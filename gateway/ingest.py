@@ -31,7 +31,7 @@ from storage.fingerprint import partition_of
 MAX_FLIGHTS = 2
 """Appends under way a lane: one is on its way back while the next is decoded and built."""
 
-FLIGHT_SPACING_S = 0.010
+FLIGHT_SPACING_S = 0.007
 FULL_FLIGHT_ROWS = 500
 """A small flight waits until so long after the one before, or until it has so many rows: what a flight costs, about
 0.1 ms of CPU and 0.05 ms more for each partition, is then shared by more events. After a quiet moment an event does not

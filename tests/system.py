@@ -36,6 +36,7 @@ STOP_DEADLINE_S = 60.0
 _NOT_NOW = f"{datetime.now(UTC) + timedelta(hours=12):%H:%M}"
 
 FAST = {
+    "ANALYTICS_GATEWAY_WORKERS": "2",
     "ANALYTICS_STORE_BATCH_INTERVAL_MS": "100",
     "ANALYTICS_GATEWAY_APPEND_DEADLINE_S": "1.0",
     "ANALYTICS_ACTORS_OBSERVE_INTERVAL_S": "0.5",
@@ -52,8 +53,9 @@ FAST = {
     "ANALYTICS_RETENTION_RUN_AT": _NOT_NOW,
 }
 """Settings that make faults show, and heal, within seconds; windows close, late days are counted and files are written
-soon, and stay as they were written; what is done once a day is done by command only, whatever the time. The dashboard
-costs seconds of CPU with every start of Ray: one module's system has it, as users do, and the tests of the node."""
+soon, and stay as they were written; what is done once a day is done by command only, whatever the time. Two gateway
+workers, so that what they tell one another is needed. The dashboard costs seconds of CPU with every start of Ray: one
+module's system has it, as users do, and the tests of the node."""
 
 PAUSE_S = 0.06
 """Between a worker's requests: some sixty a second in all, so that what was killed does not start beside a machine

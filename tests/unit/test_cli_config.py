@@ -8,6 +8,7 @@ import pytest
 
 from analytics_actors.cli.settings_options import as_words
 from config import resolve
+from config.settings import gateway_workers
 from tests.unit.cli_server import invoke
 
 
@@ -122,3 +123,9 @@ def test_flags_survive_the_way_to_a_detached_up() -> None:
     found = rows(*words)
     assert found["gateway.port"] == (0, "flag")
     assert found["gateway.query_origins"] == (["https://a.test", "https://b.test"], "flag")
+
+
+@pytest.mark.parametrize(("processors", "workers"), [(1, 1), (2, 1), (3, 1), (4, 2), (64, 4)])
+def test_gateway_workers_follow_the_processors(processors: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(processors)), raising=False)
+    assert gateway_workers() == workers
