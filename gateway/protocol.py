@@ -9,15 +9,17 @@ is slow in has a deadline, and what the server is slow in has none here: the rou
 
 import math
 from asyncio import AbstractEventLoop, BaseTransport, Transport
+from collections.abc import Sequence
 from typing import Any, cast
 
 import httptools
 import uvicorn
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from config.settings import GatewaySettings
-from gateway.answers import new_request_id
+from gateway.answers import SEND_WHOLE, Header, new_request_id
 from gateway.errors import ApiError
 
 KEEP_ALIVE_S = 75.0
@@ -32,45 +34,6 @@ class ConnectionConfig(uvicorn.Config):
 
 class _Refused(Exception):
     """Raised inside a parser callback to stop the parser, which `_parse` answers."""
-
-
-class JoiningTransport(Transport):
-    """Sends the head of an answer together with its body.
-
-    uvicorn writes them one after the other, and uvloop makes a system call of each. Measured with 64 busy
-    connections: 25 µs of CPU a request in the place of 31. An app that sends its head long before its body
-    would have to wait with it; ours has complete answers.
-    """
-
-    def __init__(self, transport: Transport) -> None:
-        super().__init__()
-        self._transport = transport
-        self._head = b""
-        # Delegated without a step in between: they are called for every request.
-        self.is_closing = transport.is_closing  # type: ignore[method-assign]
-        self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
-        self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
-        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
-        self.abort = transport.abort  # type: ignore[method-assign]
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._head:
-            self._transport.write(self._head + data)
-            self._head = b""
-        elif data[-4:] == b"\r\n\r\n" and data[:5] == b"HTTP/" and data[9:12] != b"100":
-            self._head = bytes(data)
-        else:
-            self._transport.write(data)
-
-    def flush(self) -> None:
-        """An answer without a body is complete with its head."""
-        if self._head:
-            self._transport.write(self._head)
-            self._head = b""
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
 
 
 class Connection(HttpToolsProtocol):
@@ -102,8 +65,7 @@ class Connection(HttpToolsProtocol):
         """Of a request that waits behind others: the one before it."""
 
     def connection_made(self, transport: BaseTransport) -> None:
-        self._joining = JoiningTransport(cast(Transport, transport))
-        super().connection_made(self._joining)
+        super().connection_made(cast(Transport, transport))
         self._deadline = self.loop.time() + self._limits.header_deadline_s
         if len(self.connections) > self._limits.max_connections:
             self._refuse("overloaded")
@@ -178,6 +140,7 @@ class Connection(HttpToolsProtocol):
             return
         before = self.cycle
         super().on_headers_complete()
+        cast(dict[str, Any], self.scope)[SEND_WHOLE] = self._send_whole
         if self.pipeline:
             self._cycle_before = before
         self._in_body = True
@@ -201,10 +164,38 @@ class Connection(HttpToolsProtocol):
         self._deadline = math.inf
         super().on_message_complete()
 
+    def _send_whole(self, scope: Scope, status: int, headers: Sequence[Header], body: bytes) -> bool:
+        """A complete answer in one write; False, and nothing done, when it has to go by way of ASGI's `send`.
+
+        uvicorn's writes head and body one after the other, a system call each, and looks at every header by itself:
+        31 µs of CPU a request in place of 25, with 64 busy connections, for the one, 2 or 3 more for the other.
+        """
+        cycle = self.cycle
+        if cycle.scope is not scope or self.flow.write_paused or not body or scope["method"] == "HEAD":
+            return False
+        if cycle.disconnected:
+            return True
+        parts = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            parts += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:
+            parts.append(b"connection: close\r\n")
+        head = b"".join(parts)
+        lines = 1 + len(cycle.default_headers) + len(headers) + (not cycle.keep_alive)
+        if head.count(b"\r") != lines or head.count(b"\n") != lines:
+            return False  # a line break within a header, which uvicorn refuses
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        self.transport.write(b"%b\r\n%b" % (head, body))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+        return True
+
     def on_response_complete(self) -> None:
         """As uvicorn's, but the idle time is a deadline for the sweep instead of a timer for each request."""
         self.server_state.total_requests += 1
-        self._joining.flush()
         if self.transport.is_closing():
             return
         self.flow.resume_reading()

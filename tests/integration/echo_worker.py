@@ -2,7 +2,8 @@
 
 The app answers the length of the body; `/slow` says in the log that it has begun, and does so after a second;
 `/pid` answers the process id; `/early` answers without reading the body;
-`/late` reads it after half a second; `/names` answers the names of the headers.
+`/late` reads it after half a second; `/names` answers the names of the headers; `/torn` has a line break in one of
+its own.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import uvloop
 from starlette.types import Receive, Scope, Send
 
 from config.settings import Settings
+from gateway.answers import ANSWER_HEADERS, Answer
 from gateway.server import serve
 
 
@@ -35,9 +37,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     body = str(os.getpid() if scope["path"] == "/pid" else length).encode()
     if scope["path"] == "/names":
         body = b",".join(name for name, _ in scope["headers"])
-    headers = [(b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    scope[ANSWER_HEADERS] = []
+    headers = [(b"x-torn", b"a\r\nb: c")] if scope["path"] == "/torn" else []
+    await Answer(200, body, headers=headers)(scope, receive, send)
 
 
 async def main() -> None:

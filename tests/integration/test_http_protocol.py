@@ -200,6 +200,17 @@ def test_answers_without_a_body_are_sent(worker: Worker, method: bytes) -> None:
     assert answer.endswith(b"\r\n\r\n" if method == b"HEAD" else b"\r\n\r\n0")
 
 
+def test_line_break_in_a_header_is_not_sent(worker: Worker) -> None:
+    assert worker.exchange(b"GET /torn HTTP/1.1\r\n" + CLOSE + b"\r\n") == b""
+
+
+def test_head_and_body_of_an_answer_are_sent_together(worker: Worker) -> None:
+    with worker.connect() as client:
+        for _ in range(20):
+            client.sendall(POST + b"\r\nhello")
+            assert client.recv(65536).endswith(b"\r\n\r\n5")
+
+
 def test_expect_100_is_answered(worker: Worker) -> None:
     with worker.connect() as client:
         client.sendall(POST + b"expect: 100-continue\r\n\r\n")
