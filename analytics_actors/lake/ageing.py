@@ -158,7 +158,9 @@ class Ageing:
         file = found[file_id]
         target = cold_key(file.key)
         kind = self._cold_storage_class
-        await self._patience.wait_for("object store", lambda: self._objects.copy(file.key, target, storage_class=kind))
+        await self._patience.wait_for_object(
+            self._objects, file.key, lambda: self._objects.copy(file.key, target, storage_class=kind)
+        )
         self._reached("move copied")
         return [replace(file, key=target, tier="cold")]
 

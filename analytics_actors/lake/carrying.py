@@ -26,6 +26,8 @@ PUTS = 4
 """At once: a put waits for the network, not for us, and each holds one file in memory."""
 
 RETRY_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+OBJECT_TRIES = 4
+"""Of one object, before the store itself is asked: two seconds, for there may be many such objects."""
 
 CrashPoint = Callable[[str], None]
 """Called with the name of a point that was reached; a test ends the process there."""
@@ -35,6 +37,10 @@ _Result = TypeVar("_Result")
 
 class NameTaken(StorageError):
     """Something that is not of this plan lies under a name of the plan."""
+
+
+class Unreadable(StorageError):
+    """The object store answers, and does not hand this object out: it is archived, or encrypted with another key."""
 
 
 def no_crash(_: str) -> None:
@@ -60,6 +66,24 @@ class Patience:
                 return result
             await asyncio.sleep(RETRY_PAUSES_S[min(failures, len(RETRY_PAUSES_S) - 1)])
             failures += 1
+
+    async def wait_for_object(self, objects: ObjectStore, key: str, call: Callable[[], Awaitable[_Result]]) -> _Result:
+        """The same for what reads one object. Raises `Unreadable` when it fails while the object store is there."""
+        failures = 0
+
+        async def read() -> _Result:
+            nonlocal failures
+            try:
+                return await call()
+            except (Unavailable, Misconfigured) as error:
+                failures += 1
+                if failures % OBJECT_TRIES:
+                    raise
+                await objects.check()
+                self._counters.clear_trouble("object store")
+                raise Unreadable(f"{key} cannot be read: {error}") from error
+
+        return await self.wait_for("object store", read)
 
 
 class Carrying:

@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from analytics_actors.counters import Counters
-from analytics_actors.lake.carrying import CrashPoint, NameTaken, Patience, no_crash
+from analytics_actors.lake.carrying import CrashPoint, NameTaken, Patience, Unreadable, no_crash
 from analytics_actors.lake.objects import check_bytes
 from analytics_actors.windows.sources import Compute
 from config.settings import MIB, LakeSettings
@@ -46,7 +46,7 @@ _INFLATED = 4
 DOWNLOADS = 4
 """At once."""
 
-Refused = (FormatError, Missing, NameTaken, OSError)
+Refused = (FormatError, Missing, NameTaken, Unreadable, OSError)
 """Why files stay as they are: to try again at once would not help."""
 
 _log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class Compaction:
                 return path
             target = folder / f"source-{number}"
             async with slots:
-                await self._patience.wait_for("object store", lambda: self._objects.download(key, target))
+                await self._patience.wait_for_object(self._objects, key, lambda: self._objects.download(key, target))
             return target
 
         tasks = [asyncio.create_task(local(number, file.key)) for number, file in enumerate(sources)]
@@ -208,7 +208,7 @@ class Compaction:
         path = self._objects.local_path(key)
         if path is None:
             path = folder / "adopted"
-            await self._patience.wait_for("object store", partial(self._objects.download, key, path))
+            await self._patience.wait_for_object(self._objects, key, partial(self._objects.download, key, path))
         theirs: FileSummary = await self._compute(read_summary, path)
         told = [(s.note.plan, s.note.number, s.note.hour, s.note.rows, s.note.id_digest) for s in (theirs, ours)]
         if told[0] != told[1]:

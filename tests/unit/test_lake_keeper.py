@@ -280,6 +280,35 @@ def test_the_object_store_is_waited_for(tmp_path: Path) -> None:
     in_lake(test, tmp_path / "keeper")
 
 
+def test_the_other_hours_do_not_wait_for_an_object_that_the_store_does_not_hand_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(lake: KeptLake) -> None:
+        await lake.fill(4)
+        refused = min((kept.file for kept in lake.shard.manifest.live()), key=lambda file: file.hour)
+        get = MemoryObjects.get
+
+        async def get_others(objects: MemoryObjects, key: str) -> bytes:
+            if key == refused.key:
+                raise Misconfigured("the object is in an archive")
+            return await get(objects, key)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(MemoryObjects, "get", get_others)
+            keeper = lake.start_keeper()
+            await asyncio.sleep(200)
+            assert sorted(lake.small_files().values()) == [1, 4]
+            view = keeper.observe()
+            assert f"{refused.key} cannot be read: the object is in an archive" in view.trouble
+            assert "object store" not in view.trouble
+        await asyncio.sleep(SET_ASIDE_S)
+        await lake.is_compact()
+        assert keeper.observe().trouble == ""
+        lake.check()
+
+    in_lake(test, tmp_path / "keeper")
+
+
 def test_merges_do_not_wait_for_objects_that_cannot_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(objects: MemoryObjects, keys: Sequence[str]) -> None:
         raise Misconfigured("these credentials may not do it")
