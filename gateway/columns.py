@@ -14,6 +14,9 @@ from storage.event_batch import BATCH_VERSION, COLUMNS, EventBatch, PackedRows, 
 
 HOUR_S = 3600
 
+_PIECE_BYTES = 1024 * 1024
+"""Arrow takes a list of texts under the lock of the interpreter: of so many bytes at a time, some milliseconds."""
+
 
 class Part(NamedTuple):
     """One request's rows: of one project, received at one time."""
@@ -85,11 +88,24 @@ def _columns(parts: Sequence[Part], rows: Sequence[Row]) -> pa.RecordBatch:
             pa.array([row.site_id for row in rows], text),
             _microseconds(np.array([row.timestamp.timestamp() for row in rows])),
             _microseconds(received),
-            pa.array([row.properties for row in rows], text),
-            pa.array([row.context for row in rows], text),
+            _json_texts([row.properties for row in rows]),
+            _json_texts([row.context for row in rows]),
         ],
         schema=COLUMNS,
     )
+
+
+def _json_texts(texts: Sequence[bytes | None]) -> pa.Array:
+    """In pieces when they are large, so that a thread that does this lets others run in between."""
+    if sum(map(len, filter(None, texts))) < _PIECE_BYTES:
+        return pa.array(texts, pa.string())
+    pieces, first, size = [], 0, 0
+    for end, text in enumerate(texts, 1):
+        size += len(text or b"")
+        if size >= _PIECE_BYTES:
+            pieces.append(pa.array(texts[first:end], pa.string()))
+            first, size = end, 0
+    return pa.concat_arrays([*pieces, pa.array(texts[first:], pa.string())])
 
 
 def _microseconds(seconds: npt.NDArray[np.float64]) -> pa.Array:

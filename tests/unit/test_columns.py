@@ -61,6 +61,18 @@ def test_batches_made_at_once_are_those_made_one_by_one(groups: list[tuple[int, 
     assert [_contents(batch) for batch in at_once] == [_contents(batch) for batch in one_by_one]
 
 
+def test_large_properties_come_back_in_their_order() -> None:
+    sizes = [10, 700_000, 5, 600_000, 1_200_000, 0, 300_000]
+    texts = [b'{"%d":"%b"}' % (number, b"x" * size) for number, size in enumerate(sizes)]
+    given_rows = [
+        Row(str(n), "t", None, None, None, None, EPOCH, text, None if n % 2 else text) for n, text in enumerate(texts)
+    ]
+    found = unpack_rows(build_batch(3, [Part("p", EPOCH, given_rows, 0)], batch_id=bytes(16)).rows)
+    found.validate(full=True)
+    assert found.column("properties").to_pylist() == [text.decode() for text in texts]
+    assert found.column("context").to_pylist() == [None if n % 2 else text.decode() for n, text in enumerate(texts)]
+
+
 def _contents(batch: EventBatch) -> tuple[object, ...]:
     rows = unpack_rows(batch.rows).to_pylist() if batch.rows != PackedRows() else []
     return batch.partition, batch.segments, batch.fingerprints, rows

@@ -14,6 +14,7 @@ import uvloop
 
 from analytics_actors.messages import APPENDED, FULL, REPEATED, UNAVAILABLE, AppendReply
 from config.settings import ActorSettings, GatewaySettings, LogSettings, Settings
+from gateway.columns import build_batches
 from gateway.ingest import GatewayIngest, row_bytes
 from gateway.rows import Overloaded, Receipt, Row
 from gateway.shard_stream import LinkError
@@ -112,6 +113,28 @@ async def test_requests_of_one_moment_travel_together_and_get_their_own_duplicat
     receipts = await asyncio.gather(system.submit("x", "a"), system.submit("y"), system.submit("a", "z"))
     assert [list(receipt.duplicates) for receipt in receipts] == [[1], [], [0]]
     assert len(system.log.calls) == 2
+
+
+async def test_while_the_columns_of_a_large_request_are_made_the_loop_is_free_and_nothing_overtakes(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on = threading.Event()
+
+    def build(parts: Any, *, new_id: Any) -> list[EventBatch]:
+        if threading.current_thread() is not threading.main_thread():
+            assert may_go_on.wait(5)
+        return build_batches(parts, new_id=new_id)
+
+    monkeypatch.setattr("gateway.ingest.build_batches", build)
+    large = [Row(f"e{n}", "t", None, None, None, None, NOW, b'{"a":"%b"}' % (b"x" * 100_000), None) for n in range(40)]
+    first = asyncio.create_task(system.ingest.submit("p", large, rejected=0, received_at=NOW))
+    await asyncio.sleep(0.02)
+    second = asyncio.create_task(system.submit("after"))
+    await asyncio.sleep(0.02)
+    assert system.log.calls == []
+    may_go_on.set()
+    await asyncio.gather(first, second)
+    assert system.log.stored == [row.event_id for row in large] + ["after"]
 
 
 async def test_projects_of_one_call_are_one_batch_a_partition_with_segments(system: System) -> None:
