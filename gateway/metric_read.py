@@ -37,6 +37,11 @@ class Read:
         """Windows and rows."""
         return len(self.windows) + sum(len(series.starts) for series in self.series)
 
+    @property
+    def tuples(self) -> int:
+        """Different tuples of dimensions: at least as many as there are groups."""
+        return len({series.dimensions for series in self.series} | {key.dimensions for key, _ in self.windows})
+
     def name(self, source: SourceName, interval: Interval) -> None:
         self.sources.append(Source(source, *interval.times))
 

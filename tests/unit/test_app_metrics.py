@@ -1,6 +1,7 @@
 """Reading metrics: sources and their seam, groups and filters, fill, exact sums, the cache, degradation, streams."""
 
 import asyncio
+import threading
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 from analytics_actors.windows.aggregate_only import shape_of
 from config.settings import GatewaySettings, WindowSettings
 from gateway.errors import ApiError
+from gateway.metric_answers import Written
 from gateway.metric_query import Plan
 from gateway.metric_read import Read
 from gateway.metric_reader import MetricReader
 from gateway.middleware import Edge
+from gateway.routes import read_metrics
 from gateway.services import LARGE_AT_ONCE
 from storage.aggregate import AGGREGATIONS, Aggregate
 from storage.aggregated import AggregatedRecord, RecordKey
@@ -250,6 +253,24 @@ async def test_large_answers_are_made_few_at_a_time(monkeypatch: pytest.MonkeyPa
         assert not all(task.done() for task in large), "a small one does not wait for them"
         assert await asyncio.gather(*large) == [360] * 5
     assert most == LARGE_AT_ONCE
+
+
+async def test_few_windows_of_many_groups_are_put_together_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = System()
+    await begin_windows(system.statistics)
+    await roll_up(system.statistics, [Sent(LIVE - 5, f"type-{number}") for number in range(10)])
+    threads: list[bool] = []
+
+    def write(plan: Plan, read: Read, max_points: int) -> Written:
+        threads.append(threading.current_thread() is not threading.main_thread())
+        return read_metrics_write(plan, read, max_points)
+
+    read_metrics_write = read_metrics._write
+    monkeypatch.setattr(read_metrics, "_write", write)
+    where: dict[str, Any] = {"endTime": iso(LIVE), "granularity": "hour", "groupBy": "eventType"}
+    assert len((await ask(system, "events", startTime=iso(LIVE - 30 * DAY), **where))["points"]) == 10 * 720
+    assert len((await ask(system, "events", startTime=iso(LIVE - DAY), **where))["points"]) == 10 * 24
+    assert threads == [True, False]
 
 
 async def test_overflowing_groups_are_told() -> None:
