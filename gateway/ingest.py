@@ -69,7 +69,10 @@ class Waiting(NamedTuple):
 
 def row_bytes(rows: Sequence[Row]) -> int:
     """What rows count against the bounds of bytes in flight."""
-    return sum(len(row.properties) + len(row.context or b"") for row in rows) + ROW_OVERHEAD_BYTES * len(rows)
+    size = ROW_OVERHEAD_BYTES * len(rows)
+    for row in rows:
+        size += len(row.properties) + len(row.context or b"")
+    return size
 
 
 def new_batch_id() -> bytes:
@@ -126,16 +129,19 @@ class Lane:
     def _schedule(self) -> None:
         if not self._waiting or len(self._flights) >= MAX_FLIGHTS or self._taking_off:
             return
+        is_full = self._waiting_rows >= FULL_FLIGHT_ROWS
+        if self._pause is not None and not is_full:
+            return
         loop = asyncio.get_running_loop()
         pause_s = self._took_off_at + FLIGHT_SPACING_S - loop.time()
-        if self._waiting_rows >= FULL_FLIGHT_ROWS or pause_s <= 0:
+        if is_full or pause_s <= 0:
             if self._pause is not None:
                 self._pause.cancel()
                 self._pause = None
             # Not at once: requests that the loop has read together travel together.
             self._taking_off = True
             loop.call_soon(self._take_off)
-        elif self._pause is None:
+        else:
             self._pause = loop.call_later(pause_s, self._take_off)
 
     def _take_off(self) -> None:

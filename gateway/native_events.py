@@ -85,16 +85,51 @@ def native_rows(events: list[NativeEvent[JsonObject]], terms: Terms, limits: Gat
     ]
 
 
+def native_row(event: NativeEvent[JsonObject], terms: Terms, limits: GatewaySettings) -> Row | None:
+    """As `native_rows`, for one event: 5 µs with its decoding, where columns of one take 8."""
+    if event.project_id is not None and event.project_id != terms.project_id:
+        return None
+    time = _time(event, terms)
+    if time is None or not terms.earliest <= time <= terms.latest:
+        return None
+    context = event.context
+    if context is not None:
+        address = context.get("ip")
+        if address is not None and not is_address(address):
+            return None
+    properties = _encoder.encode(event.properties or _NO_PROPERTIES)
+    encoded_context = None if context is None else _encoder.encode(context)
+    texts = properties, encoded_context or b""
+    if may_have_more(*texts, limits.max_keys, limits.max_values) or have_more_zeros(*texts, limits.max_event_bytes):
+        return None
+    return Row(
+        event.event_id or "",
+        event.event_type,
+        event.user_id or None,
+        event.anonymous_id or None,
+        event.session_id or None,
+        event.site_id or None,
+        time,
+        properties,
+        encoded_context,
+    )
+
+
+def _time(event: NativeEvent[JsonObject], terms: Terms) -> datetime | None:
+    time = event.timestamp
+    if time is None:
+        return terms.now
+    if type(time) is datetime and time.tzinfo is UTC:
+        return time
+    return read_time(time)
+
+
 def _times(events: list[NativeEvent[JsonObject]], terms: Terms) -> list[datetime] | None:
     times = []
     for event in events:
-        time = event.timestamp
+        time = _time(event, terms)
         if time is None:
-            time = terms.now
-        elif type(time) is not datetime or time.tzinfo is not UTC:
-            time = read_time(time)
-            if time is None:
-                return None
+            return None
         times.append(time)
     in_range = not times or (terms.earliest <= min(times) and max(times) <= terms.latest)
     return times if in_range else None

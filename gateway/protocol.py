@@ -7,10 +7,13 @@ A connection waits for its first byte, reads headers, reads a body, handles, or 
 is slow in has a deadline, and what the server is slow in has none here: the routes have theirs.
 """
 
+import asyncio
 import math
 from asyncio import AbstractEventLoop, BaseTransport, Transport
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, cast
+from urllib.parse import unquote
 
 import httptools
 import uvicorn
@@ -138,14 +141,38 @@ class Connection(HttpToolsProtocol):
             if self.parser.get_method() == b"CONNECT":
                 raise _Refused
             return
-        before = self.cycle
-        super().on_headers_complete()
-        cast(dict[str, Any], self.scope)[SEND_WHOLE] = self._send_whole
-        if self.pipeline:
-            self._cycle_before = before
+        self._begin_cycle()
         self._in_body = True
         self._header_bytes = 0
         self._deadline = math.inf
+
+    def _begin_cycle(self) -> None:
+        """uvicorn's `on_headers_complete` without what is never asked for here (a limit of requests, a root path,
+        WebSockets), and with a URL that is split once for many requests: 4 µs less of 45."""
+        parser, scope, before = self.parser, cast(dict[str, Any], self.scope), self.cycle
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["http_version"] = version = parser.get_http_version()
+        scope["path"], scope["raw_path"], scope["query_string"] = _split_url(self.url)
+        scope[SEND_WHOLE] = self._send_whole
+        self.cycle = RequestResponseCycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+            self._cycle_before = before
 
     def on_body(self, body: bytes) -> None:
         self._header_bytes = 0
@@ -175,14 +202,11 @@ class Connection(HttpToolsProtocol):
             return False
         if cycle.disconnected:
             return True
-        parts = [STATUS_LINE[status]]
-        for name, value in (*cycle.default_headers, *headers):
-            parts += (name, b": ", value, b"\r\n")
+        lines = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]]
         if not cycle.keep_alive:
-            parts.append(b"connection: close\r\n")
-        head = b"".join(parts)
-        lines = 1 + len(cycle.default_headers) + len(headers) + (not cycle.keep_alive)
-        if head.count(b"\r") != lines or head.count(b"\n") != lines:
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        if head.count(b"\r") != len(lines) or head.count(b"\n") != len(lines):
             return False  # a line break within a header, which uvicorn refuses
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False
@@ -255,6 +279,14 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.write(_refusal(code))
         self.transport.close()
+
+
+@lru_cache(maxsize=64)
+def _split_url(url: bytes) -> tuple[str, bytes, bytes]:
+    """Path, path as sent, query. Raises `httptools.HttpParserInvalidURLError`."""
+    parsed = httptools.parse_url(url)
+    raw_path = parsed.path
+    return unquote(raw_path.decode("ascii")), raw_path, parsed.query or b""
 
 
 def _refusal(code: str) -> bytes:
