@@ -1,7 +1,8 @@
 """The log's first sink: takes unstored records into the event store, a transaction at a time.
 
-A write starts when `batch_size` events wait, when the oldest has waited `batch_interval_ms`, or when a
-caller asked to be told (`?ack=stored`). While one is under way it takes a full one, of `max_write_events`, to start
+A write starts when `batch_size` events wait, when the oldest has waited `batch_interval_ms`, when nothing has come for
+a tenth of that (in a quiet system an event is soon to be seen), or when a caller asked to be told (`?ack=stored`).
+While one is under way it takes a full one, of `max_write_events`, to start
 another beside it: load makes writes larger before it makes them many. Up to `max_concurrent_writes` run at once, each
 over partitions of its own. A partition is claimed in the event store before its first write and after anything
 that left the outcome of one unknown: the claim says where the checkpoint really stands, so that
@@ -87,6 +88,10 @@ class StoreSink:
         self._window_ms = int(window_s * 1000)
         self._on_lost = on_lost
         self._wake = asyncio.Event()
+        self._lull_ms = settings.batch_interval_ms // 10
+        self._newest_ms = 0
+        self._sleeps_long = False
+        """Nothing waited when the sleeper lay down."""
         self._writes = 0
         self._failures = 0
         self._retry_at_ms = 0
@@ -97,8 +102,10 @@ class StoreSink:
         self._wake.set()
 
     def appended(self) -> None:
-        """Records have come. While they are too few to be written at once, the sleeper wakes up in time by himself."""
-        if self._backlog.events >= self._enough_events:
+        """Records have come. While they are too few to be written at once, the sleeper wakes up in time by himself, but
+        for the first ones."""
+        self._newest_ms = self._clock_ms()
+        if self._backlog.events >= self._enough_events or (self._sleeps_long and not self._writes):
             self._wake.set()
 
     @property
@@ -171,8 +178,11 @@ class StoreSink:
         pause_s = self._settings.batch_interval_ms / 1000
         waiting = [owner.pending.oldest_ms or 0 for owner in self._ready()]
         if waiting:
-            due_ms = max(min(waiting) + self._settings.batch_interval_ms, self._retry_at_ms)
-            pause_s = min(pause_s, max(0.001, (due_ms - self._clock_ms()) / 1000))
+            due_ms = min(waiting) + self._settings.batch_interval_ms
+            if not self._writes:
+                due_ms = min(due_ms, self._newest_ms + self._lull_ms)
+            pause_s = min(pause_s, max(0.001, (max(due_ms, self._retry_at_ms) - self._clock_ms()) / 1000))
+        self._sleeps_long = not waiting
         with contextlib.suppress(TimeoutError):
             # Not `wait_for`: in Python 3.11 it may swallow a cancellation that meets its timeout.
             async with asyncio.timeout(pause_s):
@@ -214,6 +224,7 @@ class StoreSink:
         return (
             sum(owner.pending.events for owner in ready) >= self._enough_events
             or not 0 <= now_ms - oldest_ms < self._settings.batch_interval_ms
+            or (not self._writes and now_ms - self._newest_ms >= self._lull_ms)
             or self.draining
             or any(owner.somebody_waits for owner in ready)
         )

@@ -25,10 +25,11 @@ from storage.memory_log import MemoryLog
 from storage.memory_store import MemoryStore
 from storage.partition_log import Append, LogState
 from storage.set_aside import SetAsideRecord
+from tests.unit import virtual_time
 from tests.unit.batches import HOUR, make_batch
 
 PARTITIONS = 8
-SETTINGS = Settings(log=LogSettings(partitions=PARTITIONS), store=StoreSettings(batch_interval_ms=10, batch_size=10))
+SETTINGS = Settings(log=LogSettings(partitions=PARTITIONS), store=StoreSettings(batch_interval_ms=100, batch_size=10))
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +174,7 @@ async def test_a_log_that_is_lost_while_an_append_is_settled_is_taken_over_once(
         range(PARTITIONS),
         log,
         store,
-        Settings(log=SETTINGS.log, store=StoreSettings(batch_interval_ms=10, max_resident_bytes=1)),
+        Settings(log=SETTINGS.log, store=StoreSettings(batch_interval_ms=100, max_resident_bytes=1)),
     )
     await batcher.open()
     store.fail_next(committed=False)
@@ -270,6 +271,44 @@ async def test_while_a_write_is_under_way_only_a_full_one_starts_beside_it(shard
     assert store.begun == [2, 4, 2]
 
 
+class TimedStore(MemoryStore):
+    """Tells when each write began, in seconds of the loop, and of how many events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[tuple[float, int]] = []
+
+    async def write(self, writes: Sequence[PartitionWrite]) -> WriteResult:
+        self.begun.append((asyncio.get_running_loop().time(), gather(writes).num_rows))
+        return await super().write(writes)
+
+
+def test_a_few_events_wait_for_more_only_while_more_come() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        store = TimedStore()
+        settings = Settings(log=LogSettings(partitions=PARTITIONS), store=StoreSettings(batch_interval_ms=1000))
+        batcher = Batcher(
+            0, range(PARTITIONS), MemoryLog(owner="a"), store, settings, clock_ms=lambda: int(loop.time() * 1000)
+        )
+        await batcher.open()
+        await asyncio.sleep(5)
+        alone = loop.time()
+        await batcher.append([make_batch("alone")])
+        await asyncio.sleep(5)
+        stream = loop.time()
+        for number in range(30):
+            await batcher.append([make_batch(f"one of a stream, {number}")])
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(5)
+        await batcher.close()
+        waits = [began - alone for began, _ in store.begun[:1]] + [began - stream for began, _ in store.begun[1:]]
+        assert waits == pytest.approx([0.1, 1.0, 1.55], abs=0.02)
+        assert sum(events for _, events in store.begun) == 31
+
+    virtual_time.run(main())
+
+
 async def test_only_its_own_partitions_are_taken(shard: Shard) -> None:
     shard.batchers.append(batcher := Batcher(0, [1], shard.log, shard.store, SETTINGS))
     await batcher.open()
@@ -354,7 +393,7 @@ async def test_a_flushed_log_loses_nothing_that_its_owner_still_has(shard: Shard
 async def test_a_flushed_log_with_records_out_of_memory_names_what_is_lost() -> None:
     settings = Settings(
         log=LogSettings(partitions=PARTITIONS),
-        store=StoreSettings(batch_interval_ms=10, batch_size=10, max_resident_bytes=1),
+        store=StoreSettings(batch_interval_ms=100, batch_size=10, max_resident_bytes=1),
     )
     shard = Shard(settings)
     batcher = await shard.start()
@@ -452,7 +491,7 @@ async def test_a_flushed_log_and_a_new_owner(shard: Shard) -> None:
 
 async def test_the_log_is_bounded_and_takes_again_when_it_was_stored() -> None:
     settings = Settings(
-        log=LogSettings(partitions=PARTITIONS, max_bytes=1000), store=StoreSettings(batch_interval_ms=10)
+        log=LogSettings(partitions=PARTITIONS, max_bytes=1000), store=StoreSettings(batch_interval_ms=100)
     )
     shard = Shard(settings)
     batcher = await shard.start()
@@ -620,7 +659,7 @@ async def test_stepping_over_is_done_once_whatever_fails(shard: Shard, committed
 async def test_a_record_that_does_not_tell_its_events_is_stepped_over(same_life: bool) -> None:
     """The life that appended it knows them still; another one cannot count them."""
     # Nothing is kept in memory.
-    shard = Shard(Settings(log=SETTINGS.log, store=StoreSettings(batch_interval_ms=10, max_resident_bytes=0)))
+    shard = Shard(Settings(log=SETTINGS.log, store=StoreSettings(batch_interval_ms=100, max_resident_bytes=0)))
     batcher = await shard.start()
     for _ in range(1000):
         shard.store.fail_next(committed=False)
