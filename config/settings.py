@@ -89,7 +89,7 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     postgres_url: Annotated[str, describe("PostgreSQL 18 or later; empty starts the embedded one")] = ""
     batch_size: Annotated[Positive, describe("waiting events that start a write when none is under way")] = 1000
-    batch_interval_ms: Annotated[Positive, describe("an event waits at most this long for its write, a tenth when no more come")] = 1000
+    batch_interval_ms: Annotated[Positive, describe("an event waits at most this long, a tenth if no more come")] = 1000
     max_write_events: Annotated[Positive, describe("most events in a transaction; so many start one more")] = 10_000
     max_concurrent_writes: Annotated[Positive, describe("transactions at once per shard")] = 10
     write_timeout_seconds: Annotated[Seconds, describe("deadline of one transaction")] = 30.0
