@@ -178,6 +178,11 @@ class RayNode:
         environment.pop("RAY_ADDRESS", None)
         # The patience is for drivers: actors of a dead head end with it.
         del environment["RAY_gcs_rpc_server_reconnect_timeout_s"]
+        assert self.temp_dir is not None
+        if self.temp_dir.parent == Path(tempfile.gettempdir()):
+            # What a process that is killed leaves of its temporary files goes with the node; Ray's dashboard leaves a
+            # folder every time.
+            environment["TMPDIR"] = str(self.temp_dir)
         return environment
 
 

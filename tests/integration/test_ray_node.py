@@ -23,7 +23,7 @@ from config import Settings
 pytestmark = pytest.mark.timeout(180)
 
 DRIVER = """
-import os, sys, ray
+import os, sys, tempfile, ray
 ray.init(address=sys.argv[1], namespace="test", log_to_driver=False)
 
 @ray.remote(num_cpus=0)
@@ -31,8 +31,11 @@ class Actor:
     def niceness(self):
         return os.nice(0)
 
+    def temporary_files(self):
+        return tempfile.gettempdir()
+
 actor = Actor.options(name="kept", lifetime="detached", get_if_exists=True).remote()
-print(ray.get(actor.niceness.remote(), timeout=60))
+print(ray.get(actor.niceness.remote(), timeout=60), ray.get(actor.temporary_files.remote(), timeout=60))
 """
 
 RESTING_DRIVER = """
@@ -129,9 +132,9 @@ def status_of(url: str, token: str = "") -> int:
         return error.code
 
 
-def test_a_driver_with_the_environment_joins_and_actors_are_no_nicer_than_we(node: RayNode) -> None:
+def test_a_driver_joins_and_actors_are_no_nicer_than_we_and_leave_nothing_outside_the_folder(node: RayNode) -> None:
     done = drive(node, node.env())
-    assert (done.returncode, done.stdout.strip()) == (0, str(os.nice(0))), done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, [str(os.nice(0)), str(node.temp_dir)]), done.stderr
 
 
 def test_an_actors_main_thread_rests_and_takes_calls(node: RayNode) -> None:
