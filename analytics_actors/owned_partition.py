@@ -12,6 +12,9 @@ from analytics_actors.pending import Backlog, PendingRecords
 from storage.event_batch import EventBatch
 from storage.event_store import Checkpoint
 
+OFFSET_BLOCK = 1 << 32
+"""After a lost log, offsets go on at the next multiple: more records than any partition can have unstored."""
+
 
 class PartitionState(StrEnum):
     OPENING = "opening"
@@ -126,6 +129,11 @@ class OwnedPartition:
         self.store_epoch = checkpoint.epoch
         self.checkpoint = checkpoint.next_offset
         self.advance(checkpoint.next_offset)
+
+    def has_trimmed_beyond(self, checkpoint: Checkpoint) -> bool:
+        """Whether the log has let go of records that the event store does not have: it was set back. A log that was
+        begun anew in a block of its own has let go of nothing yet."""
+        return checkpoint.next_offset < self.trimmed_below and self.trimmed_below % OFFSET_BLOCK != 0
 
     def advance(self, next_offset: int, *, lost: bool = False) -> None:
         """The event store has everything below `next_offset` (CK-1: never moves back within an epoch). With `lost` it

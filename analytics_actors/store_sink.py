@@ -45,6 +45,11 @@ async def no_other_sinks(partitions: Sequence[int]) -> Mapping[int, int]:
     return {}
 
 
+class StoreSetBack(Exception):
+    """The event store has less than it had: a backup was restored, a replica was promoted. A new life of the batcher
+    begins with what it has now, see `analytics_actors.takeover`."""
+
+
 class Job(NamedTuple):
     """The oldest unstored records of one partition, chosen for one write."""
 
@@ -288,6 +293,8 @@ class StoreSink:
             except Fenced:
                 owner.fence(NOT_OWNER)
                 continue
+            if checkpoint.next_offset < owner.checkpoint or owner.has_trimmed_beyond(checkpoint):
+                raise StoreSetBack(f"the event store was set back in partition {owner.partition}")
             owner.claimed(checkpoint)
             self._unreadable.advanced(owner)
             if checkpoint.next_offset > owner.next_offset:

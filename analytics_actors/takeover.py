@@ -1,8 +1,12 @@
 """Opening partitions: a new epoch, the dedupe window rebuilt, the unstored records found again.
 
-Where the log's state is there, Redis alone is needed; but PostgreSQL is asked, if it answers soon, whether the log was
-set back (a replica was promoted, an older copy of its disk is in place): then it has stored more than the log knows, or
-under a later epoch, and the log is gone on with as if it was lost.
+Where the log's state is there, Redis alone is needed; but PostgreSQL is asked, if it answers soon, whether one of the
+two was set back (a replica was promoted, an older copy of its disk is in place, a backup was restored):
+
+- The log: PostgreSQL has stored more than it knows, or under a later epoch. It is gone on with as if it was lost.
+- PostgreSQL: it has less than was trimmed from the log because it had it. What it has forgotten is gone, and so are the
+  ids: whoever sends it again is no duplicate. What the log still has is stored again. Offsets go on in a fresh block
+  here too, which is how the windows' owner sees that they are to be counted again from what there is.
 
 Where its state is gone (a new system, FLUSHALL, a lost disk), PostgreSQL says how far epochs and offsets had come, and
 both go on in a fresh block, so that none is used twice: PostgreSQL knows the checkpoint and epoch of the last write,
@@ -22,16 +26,13 @@ import numpy as np
 
 from analytics_actors.counters import Counters
 from analytics_actors.messages import NOT_OWNER
-from analytics_actors.owned_partition import OwnedPartition, PartitionState
+from analytics_actors.owned_partition import OFFSET_BLOCK, OwnedPartition, PartitionState
 from analytics_actors.pending import PendingRecord
 from storage.errors import Fenced, FormatError, LogLost, Misconfigured, Unavailable
 from storage.event_batch import RECORD_VERSION, LogRecord, decode_record, read_rows
-from storage.event_store import Checkpoint, EventStore
+from storage.event_store import Checkpoint, EventStore, PartitionWrite
 from storage.fingerprint import batch_fingerprint, fingerprint, partition_of
 from storage.partition_log import IdsEntry, LogState, PartitionLog
-
-OFFSET_BLOCK = 1 << 32
-"""After a lost log, offsets go on at the next multiple: more records than any partition can have unstored."""
 
 EPOCH_BLOCK = 1 << 20
 """The same for epochs: more owners than a partition can have between two writes."""
@@ -77,8 +78,12 @@ class Takeover:
         missing = [owner for owner in owners if not await self._acquire(owner, at_least=None)]
         if missing:
             await self._start_anew(missing)
-        for owner, checkpoint in await self._ahead_of_log([owner for owner in owners if owner not in missing]):
-            await self._go_on_behind(owner, checkpoint)
+        set_back = await self._set_back([owner for owner in owners if owner not in missing])
+        for owner, checkpoint in set_back:
+            if owner.has_trimmed_beyond(checkpoint):
+                await self._forget_as_store_did(owner, checkpoint)
+            else:
+                await self._go_on_behind(owner, checkpoint)
         now_ms = self._clock_ms()
         rebuild_from_store = []
         for owner in owners:
@@ -91,6 +96,9 @@ class Takeover:
             for owner in rebuild_from_store:
                 await self._claim(owner)
             await self._retry("postgres", lambda: self._load_window_from_store(rebuild_from_store, now_ms))
+        for owner, checkpoint in set_back:
+            if owner.has_trimmed_beyond(checkpoint):
+                await self._step_over_forgotten(owner)
         for owner in owners:
             if owner.state is PartitionState.OPENING:
                 owner.state = PartitionState.OPEN
@@ -147,8 +155,9 @@ class Takeover:
             # PostgreSQL must know that the partition is in use before anything is acknowledged in it.
             await self._claim(owner)
 
-    async def _ahead_of_log(self, owners: Sequence[OwnedPartition]) -> list[tuple[OwnedPartition, Checkpoint]]:
-        """Partitions of which the event store has more than the log ever had, or from a later owner."""
+    async def _set_back(self, owners: Sequence[OwnedPartition]) -> list[tuple[OwnedPartition, Checkpoint]]:
+        """Partitions of which the event store has more than the log ever had, or from a later owner; or less than was
+        trimmed from the log."""
         try:
             async with asyncio.timeout(LOOK_S):
                 checkpoints = await self._store.checkpoints([owner.partition for owner in owners])
@@ -156,14 +165,16 @@ class Takeover:
             # Appends are taken without it, and the sink tries on; its first write clears this.
             self._counters.trouble("postgres", str(error) or "no answer about the log's offsets")
             return []
-        ahead = [
+        found = [
             (owner, checkpoint)
             for owner, checkpoint in zip(owners, checkpoints, strict=True)
-            if checkpoint.next_offset > owner.next_offset or checkpoint.epoch >= owner.epoch
+            if checkpoint.next_offset > owner.next_offset
+            or checkpoint.epoch >= owner.epoch
+            or owner.has_trimmed_beyond(checkpoint)
         ]
-        states = await self._retry("log", lambda: self._log.state([owner.partition for owner, _ in ahead]))
+        states = await self._retry("log", lambda: self._log.state([owner.partition for owner, _ in found]))
         # Another epoch in the log by now: the later owner is a real one, and will refuse us.
-        return [pair for pair, state in zip(ahead, states, strict=True) if state and state.epoch == pair[0].epoch]
+        return [pair for pair, state in zip(found, states, strict=True) if state and state.epoch == pair[0].epoch]
 
     async def _go_on_behind(self, owner: OwnedPartition, checkpoint: Checkpoint) -> None:
         fields = {"action": "log_set_back", "partition": owner.partition, "log": owner.next_offset}
@@ -172,6 +183,31 @@ class Takeover:
         epoch, offset = max(owner.epoch, checkpoint.epoch), max(owner.next_offset, checkpoint.next_offset)
         await self._acquire(owner, at_least=self._fresh_block(epoch, offset))
         await self._claim(owner)
+
+    async def _forget_as_store_did(self, owner: OwnedPartition, checkpoint: Checkpoint) -> None:
+        """Until the gap is stepped over, which is last, the next owner does all of it again."""
+        fields = {"action": "store_set_back", "partition": owner.partition, "log": owner.next_offset}
+        _log.warning("the event store was set back", extra=fields | {"store": checkpoint.next_offset})
+        self._counters.count("store_losses")
+        epoch, offset = max(owner.epoch, checkpoint.epoch), max(owner.next_offset, checkpoint.next_offset)
+        # The other ids are complete: they are not to be looked for in the event store.
+        await self._acquire(owner, at_least=self._fresh_block(epoch, offset)._replace(ids_since_ms=0))
+        forgotten = range(checkpoint.next_offset, owner.trimmed_below)
+        await self._retry("log", lambda: self._log.forget_ids(owner.partition, forgotten, epoch=owner.epoch))
+
+    async def _step_over_forgotten(self, owner: OwnedPartition) -> None:
+        await self._claim(owner)
+        if owner.store_epoch is None:
+            return
+        first = next((pending.offset for pending in owner.pending), owner.next_offset)
+        gap = PartitionWrite(owner.partition, owner.store_epoch, owner.checkpoint, first, ())
+        try:
+            await self._retry("postgres", lambda: self._store.write([gap]))
+        except Fenced:
+            # It was written although it did not look so, or somebody else has the partition: the sink's claim tells.
+            owner.store_epoch = None
+        else:
+            owner.advance(first, lost=True)
 
     def _floor(self, checkpoint: Checkpoint) -> LogState:
         if checkpoint.epoch == 0:

@@ -75,7 +75,7 @@ class Unreadable:
         # Should the write fail, the record is met again, and its ids are gone already.
         fingerprints = await self._log.ids_of(partition, offset)
         owner.window.remove(np.frombuffer(fingerprints, "<u8"))
-        await self._log.forget_ids(partition, epoch=owner.epoch, offset=offset)
+        await self._log.forget_ids(partition, range(offset, offset + 1), epoch=owner.epoch)
         self._counters.count("records_set_aside")
         self._counters.count("events_lost", pending.events)
         assert owner.store_epoch is not None

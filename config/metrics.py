@@ -98,6 +98,9 @@ SHARD_COUNTERS = {
     "events_lost": Metric("analytics_lost_events", "counter", "Events lost with the log, or set aside.", ("shard",)),
     "records_set_aside": Metric("analytics_set_aside_records", "counter", "Records of the log set aside.", ("shard",)),
     "log_losses": Metric("analytics_log_losses", "counter", "Times a partition's log state was lost.", ("shard",)),
+    "store_losses": Metric(
+        "analytics_store_losses", "counter", "Times PostgreSQL was found set back, by partition.", ("shard",)
+    ),
 }
 """By the name in the `counters` of a batcher's snapshot; they start at 0 with the actor."""
 

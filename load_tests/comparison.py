@@ -165,7 +165,9 @@ class Comparison:
         return keep_rate(server, workload, bodies, offsets_s)
 
     def at_rate(self, server: Server, requests_per_s: float, workload: Workload = SINGLE) -> Latency:
-        """Steady load: what the saturating rounds before have left behind is worked off in a while of the same load."""
+        """Steady load: what the saturating rounds before have left behind is written to disk, and worked off in a while
+        of the same load."""
+        self.runner.run(self._scratch.checkpoint())
         for seconds in (WARM_UP_S, self.plan.seconds):
             latency: Latency = self.runner.run(self._steady(server, requests_per_s, seconds, workload))
         self.report(

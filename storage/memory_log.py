@@ -172,11 +172,11 @@ class MemoryLog:
         held = self._partitions.get(partition)
         return held.ids[offset].fingerprints if held and offset in held.ids else b""
 
-    async def forget_ids(self, partition: int, *, epoch: int, offset: int) -> None:
+    async def forget_ids(self, partition: int, offsets: range, *, epoch: int) -> None:
         self._require_available()
         held = self._partitions.get(partition)
         if held is not None and held.epoch == epoch:
-            held.ids.pop(offset, None)
+            held.ids = {offset: entry for offset, entry in held.ids.items() if offset not in offsets}
 
     async def trim(self, trims: Sequence[Trim]) -> None:
         self._require_available()

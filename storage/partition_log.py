@@ -93,9 +93,9 @@ class PartitionLog(Protocol):
     async def ids_of(self, partition: int, offset: int) -> bytes:
         """The fingerprints that the record at `offset` brought; empty when they are gone, or it brought none."""
 
-    async def forget_ids(self, partition: int, *, epoch: int, offset: int) -> None:
-        """Drop from `ids` what the record at `offset` brought: a new owner's window will not know them. Once more
-        changes nothing; a stale epoch changes nothing."""
+    async def forget_ids(self, partition: int, offsets: range, *, epoch: int) -> None:
+        """Drop from `ids` what the records at `offsets` (consecutive ones) brought: a new owner's window will not know
+        them. Once more changes nothing; a stale epoch changes nothing. When it fails some may have been dropped."""
 
     async def trim(self, trims: Sequence[Trim]) -> None:
         """Drop what each says (TR-1), in one round trip. A stale epoch changes nothing."""

@@ -33,6 +33,9 @@ IDS_PAGE_BYTES = 4 * 1024 * 1024
 FIRST_IDS_PAGE, SMALLEST_IDS_PAGE, LARGEST_IDS_PAGE = 200, 16, 20_000
 """Entries; an entry has from one id to some ten thousands, so the page follows what the last one held."""
 
+FORGOTTEN_AT_ONCE = 1000
+"""Entries: Redis does nothing else meanwhile."""
+
 REQUIRED_SETTINGS = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 OLDEST_VERSION = 7
 
@@ -116,9 +119,12 @@ class RedisLog:
         async with self._redis.deadline("ids of a record"):
             return await self._redis.run(_IDS_OF, _ids_keys(partition), (offset, "")) or b""
 
-    async def forget_ids(self, partition: int, *, epoch: int, offset: int) -> None:
-        async with self._redis.deadline("forgetting ids"):
-            await self._redis.run(_IDS_OF, _ids_keys(partition), (offset, epoch))
+    async def forget_ids(self, partition: int, offsets: range, *, epoch: int) -> None:
+        dropped = FORGOTTEN_AT_ONCE
+        while dropped == FORGOTTEN_AT_ONCE:
+            async with self._redis.deadline("forgetting ids"):
+                arguments = (offsets.start, epoch, offsets.stop, FORGOTTEN_AT_ONCE)
+                dropped = await self._redis.run(_IDS_OF, _ids_keys(partition), arguments)
 
     async def trim(self, trims: Sequence[Trim]) -> None:
         calls = [(_keys(t.partition), (t.epoch, t.below_offset, t.ids_before_ms)) for t in trims]

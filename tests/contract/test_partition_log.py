@@ -8,6 +8,7 @@ import pytest
 import redis.asyncio
 
 from config.settings import LogSettings
+from storage import redis_log
 from storage.embedded.valkey import EmbeddedValkey
 from storage.errors import Fenced, LogLost, Unavailable
 from storage.memory_log import MemoryLog
@@ -286,7 +287,7 @@ async def test_the_ids_of_one_record_are_forgotten_and_no_others(subject: Subjec
     assert await subject.log.ids_of(7, 200) == await subject.log.ids_of(8, 0) == b""
     for offset in (0, 1, 2, 100, 199, 200):
         for _ in range(2):
-            await subject.log.forget_ids(7, epoch=state.epoch, offset=offset)
+            await subject.log.forget_ids(7, range(offset, offset + 1), epoch=state.epoch)
         if offset < 200:
             brought[offset] = b""
     assert await all_ids(subject.log) == [fingerprints for fingerprints in brought if fingerprints]
@@ -297,12 +298,27 @@ async def test_the_ids_of_one_record_are_forgotten_and_no_others(subject: Subjec
     assert await subject.log.ids_of(7, 200) == ids(1)
 
 
+@pytest.mark.parametrize("forgotten", [range(70), range(3, 150), range(199, 1 << 32), range(200, 300), range(9, 9)])
+async def test_the_ids_of_a_range_of_records_are_forgotten(
+    subject: Subject, forgotten: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_log, "FORGOTTEN_AT_ONCE", 20)
+    state = await subject.log.acquire(7, at_least=FRESH)
+    brought = [ids(*range(n * 100, n * 100 + n % 3)) for n in range(200)]
+    for offset, fingerprints in enumerate(brought):
+        await subject.log.append([Append(7, state.epoch, offset, b"r", fingerprints)])
+    for _ in range(2):
+        await subject.log.forget_ids(7, forgotten, epoch=state.epoch)
+        left = [fingerprints for offset, fingerprints in enumerate(brought) if offset not in forgotten]
+        assert await all_ids(subject.log) == [fingerprints for fingerprints in left if fingerprints]
+
+
 async def test_a_stale_epoch_forgets_no_ids(subject: Subject) -> None:
     """FN-1."""
     old = await subject.log.acquire(7, at_least=FRESH)
     await subject.log.append([Append(7, old.epoch, 0, b"r", ids(1, 2))])
     await subject.other.acquire(7, at_least=None)
-    await subject.log.forget_ids(7, epoch=old.epoch, offset=0)
+    await subject.log.forget_ids(7, range(1), epoch=old.epoch)
     assert await subject.log.ids_of(7, 0) == ids(1, 2)
 
 

@@ -14,7 +14,7 @@ from analytics_actors import appender, store_sink, takeover, unreadable
 from analytics_actors.batcher import Batcher, wall_clock_ms
 from analytics_actors.log_repair import LogRepair
 from analytics_actors.messages import APPENDED, FULL, NOT_OWNER, REPEATED, UNAVAILABLE, AppendReply
-from analytics_actors.takeover import OFFSET_BLOCK
+from analytics_actors.owned_partition import OFFSET_BLOCK
 from config.settings import LogSettings, Settings, StoreSettings
 from storage.copy_format import gather
 from storage.errors import Misconfigured, StorageError, Unavailable
@@ -434,6 +434,81 @@ async def test_a_log_that_was_set_back_and_a_new_owner(shard: Shard, behind: int
     await eventually(lambda: shard.stored() == dict.fromkeys(wanted, 1))
     assert second.failure is None
     assert shard.ledger()["lost"] == 0
+
+
+class Backup:
+    """What an event store had, to be restored."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._names = ("rows", "ledger", "_checkpoints")
+        self._kept = {name: copy.deepcopy(getattr(store, name)) for name in self._names}
+
+    def restore(self, store: MemoryStore) -> None:
+        for name in self._names:
+            setattr(store, name, copy.deepcopy(self._kept[name]))
+
+
+async def trimmed(shard: Shard, batch: EventBatch) -> None:
+    """Until the log of the batch's partition is empty."""
+    async with asyncio.timeout(5):
+        while True:
+            [state] = await shard.log.state([batch.partition])
+            if state is not None and state.first_offset == state.next_offset > 0:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_what_a_restored_event_store_has_forgotten_is_taken_again(shard: Shard) -> None:
+    first = await shard.start()
+    await first.append([make_batch("a")])
+    await eventually(lambda: shard.stored() == {"a": 1})
+    backup = Backup(shard.store)
+    await first.append([forgotten := make_batch("b", "c")])
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1, "c": 1})
+    await trimmed(shard, forgotten)
+    await first.close()
+    backup.restore(shard.store)
+    second = await shard.start()
+    assert shard.store._checkpoint(forgotten.partition).next_offset == OFFSET_BLOCK, (
+        "windows are counted again from there"
+    )
+    replies = await second.append([make_batch("a", "b"), forgotten])
+    assert [(reply.status, reply.duplicates) for reply in replies] == [(APPENDED, b"\x01"), (APPENDED, b"\x01")]
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1, "c": 1})
+    await second.close()
+    third = await shard.start()
+    [reply] = await third.append([make_batch("a", "b", "c", "d")])
+    assert reply.duplicates == b"\x07"
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1, "c": 1, "d": 1})
+    assert second.failure is third.failure is None
+    assert [batcher._counters.totals["store_losses"] for batcher in (second, third)] == [1, 0]
+    assert shard.ledger()["received"] == sum(shard.ledger().values()) - shard.ledger()["received"]
+
+
+@pytest.mark.parametrize("max_resident_bytes", [1, 1 << 20])
+async def test_an_event_store_that_is_restored_under_its_owner_ends_its_life(max_resident_bytes: int) -> None:
+    """What the log still has is stored, and its ids are known, also of records that memory has no room for."""
+    store = StoreSettings(batch_interval_ms=100, batch_size=10, max_resident_bytes=max_resident_bytes)
+    shard = Shard(Settings(log=SETTINGS.log, store=store))
+    first = await shard.start()
+    backup = Backup(shard.store)
+    await first.append([forgotten := make_batch("a")])
+    await trimmed(shard, forgotten)
+    for _ in range(1000):
+        shard.store.fail_next(committed=False)
+    await first.append([make_batch("b")])
+    await first.append([make_batch("c")])
+    backup.restore(shard.store)
+    shard.store._failures.clear()
+    await eventually(lambda: first.failure is not None)
+    assert "set back" in str(first.failure)
+    await first.close()
+    second = await shard.start()
+    [reply] = await second.append([make_batch("a", "b", "c")])
+    assert (reply.status, reply.duplicates) == (APPENDED, b"\x06")
+    await eventually(lambda: shard.stored() == {"a": 1, "b": 1, "c": 1})
+    assert second.failure is None
+    await second.close()
 
 
 @pytest.mark.parametrize("error", [Unavailable, Misconfigured])
