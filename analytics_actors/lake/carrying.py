@@ -166,9 +166,9 @@ class Carrying:
             theirs = read_summary(await self._patience.wait_for("object store", lambda: self._objects.get(key)))
         except (FormatError, Missing) as error:
             raise NameTaken(f"{key} is taken: {error}") from error
-        told = [(s.note.plan, s.note.number, s.note.hour, s.note.rows, s.note.id_digest) for s in (theirs, ours)]
+        told = [(n.plan, n.number, n.hour, n.rows, n.id_digest, n.ranges) for n in (theirs.note, ours.note)]
         if told[0] != told[1]:
-            raise NameTaken(f"{key} holds (plan, number, hour, rows, digest) {told[0]}, not {told[1]}")
+            raise NameTaken(f"{key} holds (plan, number, hour, rows, digest, ranges) {told[0]}, not {told[1]}")
         self._counters.count("files_adopted")
         return theirs.at(key)
 

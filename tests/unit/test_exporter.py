@@ -1,16 +1,18 @@
 """The exporter over stores in memory, in virtual time: whatever happens between, the lake is what was stored."""
 
 import asyncio
+import io
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from analytics_actors.lake.progress import all_sinks, lake_progress
 from config.settings import LakeSettings
-from storage.lake_file import read_note
+from storage.lake_file import LakeFileWriter, read_note
 from tests.seeds import seeds
 from tests.unit import virtual_time
 from tests.unit.lake_shard import FOLDED_TYPE, HOUR_S, POISON, LakeShard
@@ -142,6 +144,29 @@ def test_a_name_that_is_taken_by_something_else_renews_the_plan() -> None:
         shard.check()
         assert shard.current.observe().counters["names_taken"] == 2
         assert {kept.entry.plan_id for kept in shard.manifest.live()} == {1, 4}
+
+    in_shard(test)
+
+
+def test_a_file_of_the_same_events_at_other_offsets_is_something_else() -> None:
+    """As when the database was set back: the plan's number comes again, and clients have sent their events again."""
+
+    async def test(shard: LakeShard) -> None:
+        shard.crash_at = "put"
+        await shard.send("p", some(10))
+        while not shard.current.failure:
+            await asyncio.sleep(0.1)
+        [(key, raw)] = shard.objects.objects.items()
+        rows, note, sink = pq.read_table(io.BytesIO(raw)), read_note(raw), io.BytesIO()
+        ranges = [each._replace(next_offset=each.next_offset + 7) for each in note.ranges]
+        with LakeFileWriter(sink, hour=note.hour, plan=note.plan, number=note.number, ranges=ranges) as writer:
+            writer.write(rows)
+            writer.finish()
+        shard.objects.objects[key] = sink.getvalue()
+        shard.restart_failed()
+        await shard.settle()
+        shard.check()
+        assert shard.current.observe().counters["names_taken"] == 1
 
     in_shard(test)
 
