@@ -31,11 +31,18 @@ _SECRET = re.compile(
 
 def configure(process: str, *, level: int = logging.INFO, stream: TextIO | None = None) -> None:
     """Make this process log in JSON lines. `process` names it in every line, e.g. "gateway-0"."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _LineHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines(process))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+
+
+class _LineHandler(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Without a word where the disk is full: the traceback would go there too, and shows what is redacted here."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class JsonLines(logging.Formatter):

@@ -1,5 +1,6 @@
 """The log lines: machine readable, harmless to a terminal, without secrets, few in a storm."""
 
+import errno
 import io
 import json
 import logging
@@ -26,6 +27,26 @@ def lines() -> Iterator[io.StringIO]:
 
 def parsed(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+class FullDisk(io.StringIO):
+    is_full = True
+
+    def flush(self) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_takes_no_line_and_is_not_told_of_it(
+    lines: io.StringIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = FullDisk()
+    logs.configure("gateway-0", stream=stream)
+    log.warning("a lost one, of postgresql://user:secret@host/db")
+    assert capsys.readouterr().err == ""
+    stream.is_full = False
+    log.warning("worker ended")
+    assert parsed(stream)[-1]["message"] == "worker ended"
 
 
 def test_line_has_its_fields(lines: io.StringIO) -> None:
