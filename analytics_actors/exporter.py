@@ -41,6 +41,7 @@ from storage.folded_events import FoldedEvents
 from storage.lake_manifest import LakeManifest, OffsetRange, Plan, StoredMark
 from storage.log_tail import Tail
 from storage.object_store import ObjectStore
+from storage.partition_log import OFFSET_BLOCK
 from storage.stored_log import StoredLog
 
 MAX_POLL_S = 2.0
@@ -61,6 +62,15 @@ class LakePartition:
     position: int = 0
     stored: int = 0
     """The event store's checkpoint, as last asked."""
+
+    @property
+    def lag_records(self) -> int:
+        """At least so many are stored and not in the lake. Of offsets of a block that was left (a lost log goes on in a
+        fresh one) nobody knows how many became records: they are one."""
+        begun = self.stored - self.stored % OFFSET_BLOCK
+        if self.checkpoint < begun:
+            return self.stored - begun + 1
+        return max(0, self.stored - self.checkpoint)
 
 
 class Exporter:
@@ -295,7 +305,7 @@ class Exporter:
             partitions=[
                 LakePartitionView(owner.partition, owner.epoch, owner.checkpoint, owner.stored) for owner in owners
             ],
-            lag_records=sum(max(0, owner.stored - owner.checkpoint) for owner in owners),
+            lag_records=sum(owner.lag_records for owner in owners),
             held_s=self._clock_s() - self._held_at_s if self._held else 0.0,
             resident_bytes=self._resident_bytes,
             open_plan=plan.plan_id if plan else 0,

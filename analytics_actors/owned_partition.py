@@ -11,9 +11,7 @@ from analytics_actors.messages import AppendReply
 from analytics_actors.pending import Backlog, PendingRecords
 from storage.event_batch import EventBatch
 from storage.event_store import Checkpoint
-
-OFFSET_BLOCK = 1 << 32
-"""After a lost log, offsets go on at the next multiple: more records than any partition can have unstored."""
+from storage.partition_log import OFFSET_BLOCK
 
 
 class PartitionState(StrEnum):

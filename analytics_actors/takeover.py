@@ -26,13 +26,13 @@ import numpy as np
 
 from analytics_actors.counters import Counters
 from analytics_actors.messages import NOT_OWNER
-from analytics_actors.owned_partition import OFFSET_BLOCK, OwnedPartition, PartitionState
+from analytics_actors.owned_partition import OwnedPartition, PartitionState
 from analytics_actors.pending import PendingRecord
 from storage.errors import Fenced, FormatError, LogLost, Misconfigured, Unavailable
 from storage.event_batch import RECORD_VERSION, LogRecord, decode_record, read_rows
 from storage.event_store import Checkpoint, EventStore, PartitionWrite
 from storage.fingerprint import batch_fingerprint, fingerprint, partition_of
-from storage.partition_log import IdsEntry, LogState, PartitionLog
+from storage.partition_log import OFFSET_BLOCK, IdsEntry, LogState, PartitionLog
 
 EPOCH_BLOCK = 1 << 20
 """The same for epochs: more owners than a partition can have between two writes."""

@@ -20,6 +20,9 @@ The law:
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+OFFSET_BLOCK = 1 << 32
+"""After a lost log, offsets go on at the next multiple: more records than any partition can have unstored."""
+
 
 class LogState(NamedTuple):
     """What Redis knows of a partition. Offsets count records; ranges are half open."""

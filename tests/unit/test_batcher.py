@@ -14,7 +14,6 @@ from analytics_actors import appender, store_sink, takeover, unreadable
 from analytics_actors.batcher import Batcher, wall_clock_ms
 from analytics_actors.log_repair import LogRepair
 from analytics_actors.messages import APPENDED, FULL, NOT_OWNER, REPEATED, UNAVAILABLE, AppendReply
-from analytics_actors.owned_partition import OFFSET_BLOCK
 from config.settings import LogSettings, Settings, StoreSettings
 from storage.copy_format import gather
 from storage.errors import Misconfigured, StorageError, Unavailable
@@ -23,7 +22,7 @@ from storage.event_store import Checkpoint, PartitionWrite, WriteResult
 from storage.fingerprint import partition_of
 from storage.memory_log import MemoryLog
 from storage.memory_store import MemoryStore
-from storage.partition_log import Append, LogState
+from storage.partition_log import OFFSET_BLOCK, Append, LogState
 from storage.set_aside import SetAsideRecord
 from tests.unit import virtual_time
 from tests.unit.batches import HOUR, make_batch

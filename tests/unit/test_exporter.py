@@ -171,6 +171,26 @@ def test_a_file_of_the_same_events_at_other_offsets_is_something_else() -> None:
     in_shard(test)
 
 
+def test_offsets_that_a_lost_log_left_out_are_no_records_behind() -> None:
+    async def test(shard: LakeShard) -> None:
+        await shard.send("p", some(10))
+        await shard.settle()
+        shard.objects.is_away = True
+        await shard.send("p", some(10, prefix="f"))
+        await asyncio.sleep(5)
+        shard.log.flush_all()
+        for number in range(3):
+            await shard.send("p", some(10, prefix=f"g{number}-"))
+            await asyncio.sleep(5)
+        assert 2 <= shard.current.observe().lag_records <= 10
+        shard.objects.is_away = False
+        await shard.settle()
+        shard.check()
+        assert shard.current.observe().lag_records == 0
+
+    in_shard(test)
+
+
 def test_while_the_object_store_is_away_one_part_waits_and_ingest_goes_on() -> None:
     async def test(shard: LakeShard) -> None:
         shard.objects.is_away = True
