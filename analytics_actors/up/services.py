@@ -4,6 +4,7 @@ import http.client
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from analytics_actors.process_identity import ProcessIdentity, end_session, identify
 from analytics_actors.ray_node import RayNode, last_session
@@ -23,6 +25,8 @@ from storage.errors import Misconfigured
 
 ACTORS_DEADLINE_S = 90.0
 """Rebuilding the dedupe windows of 64 partitions from 10 million ids takes seconds; this leaves room."""
+CLUSTER_PATIENCE_S = 10.0
+"""For a cluster that is being started at the same time."""
 DRAIN_DEADLINE_S = 30.0
 """What is not in PostgreSQL by then stays in the log, and is stored after the next start."""
 
@@ -200,7 +204,21 @@ class ClusterActors:
         self._has_actors = False
 
     def start(self) -> None:
-        """The cluster runs without us."""
+        """The cluster runs without us: wait until it answers, for a while. Ray itself would wait for three minutes."""
+        url = urlsplit(self.address if "://" in self.address else f"ray://{self.address}")
+        until = time.monotonic() + CLUSTER_PATIENCE_S
+        while not self._stopping.is_set():
+            try:
+                socket.create_connection((url.hostname, url.port), timeout=CLUSTER_PATIENCE_S).close()
+            except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and time.monotonic() < until:
+                    self._stopping.wait(0.5)
+                    continue
+                raise Misconfigured(
+                    f"no Ray cluster answers at actors.ray_address {self.address} ({error}): start it, or leave the "
+                    "address out for a local node"
+                ) from error
+            return
 
     def abandon(self) -> None:
         """There is nothing that takes long."""
