@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from analytics_actors import ray_children
@@ -74,9 +75,8 @@ def _name(pid: int) -> str:
 
 
 def pid_of(process: "subprocess.Popen[str]", name: str) -> int:
-    identity = identify(process.pid)
-    assert identity is not None
-    [found] = [member.pid for member in session_members(identity) if _name(member.pid) == name]
+    """Of the child; what its shell has just forked has its name for a moment, too."""
+    [found] = [child.pid for child in psutil.Process(process.pid).children() if _name(child.pid) == name]
     return found
 
 
