@@ -53,6 +53,27 @@ async def test_the_migrations_make_what_schema_sql_says(postgres_url: str, secon
     assert _dump(postgres_url) == _dump(second_url)
 
 
+async def test_days_of_an_earlier_release_get_what_new_ones_have(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [migration for migration in migrations() if migration.version < 13]
+    monkeypatch.setattr(migrate_module, "migrations", lambda: before)
+    await migrate(postgres_url)
+    await _run(postgres_url, "SELECT events_log_add_day('2026-01-01')")
+    monkeypatch.undo()
+    await migrate(postgres_url)
+    await _run(postgres_url, "SELECT events_log_add_day('2026-01-02')")
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        options = await connection.fetch(
+            "SELECT day.reloptions, long.reloptions FROM pg_inherits JOIN pg_class AS day ON day.oid = inhrelid"
+            " JOIN pg_class AS long ON long.oid = day.reltoastrelid WHERE inhparent = 'events_log'::regclass"
+        )
+    finally:
+        await connection.close()
+    assert [tuple(option) for option in options] == [(["autovacuum_vacuum_insert_threshold=-1"],) * 2] * 2
+
+
 async def test_a_second_time_nothing_is_done(postgres_url: str) -> None:
     await migrate(postgres_url)
     assert await migrate(postgres_url) == []
