@@ -84,6 +84,6 @@ class EventStore(Protocol):
 
     async def prepare_days(self) -> None:
         """Create the daily partitions that will be needed next, and index what was stored since the last call.
-        To be called about once a minute: until then lookups by id read those events one by one."""
+        To be called every few seconds: until then lookups by id read those events one by one."""
 
     async def close(self) -> None: ...

@@ -1,7 +1,7 @@
 -- A day's rows are written once and leave with their table, mostly before their age asks for a vacuum: to vacuum it because
--- it was inserted into costs as much as to store it, and serves no query. It never came to its end either: each minute
--- summarise_lookup.sql wants the same lock, and autovacuum gives way with the table's ANALYZE undone, which now comes by
--- itself. Deleted rows and old transaction ids are vacuumed as in any table.
+-- it was inserted into costs as much as to store it, and serves no query. It never came to its end either: every ten seconds
+-- summarise_lookup.sql wants the same lock, and autovacuum gives way with the table's ANALYZE undone, which by itself is
+-- short enough. Deleted rows and old transaction ids are vacuumed as in any table.
 CREATE OR REPLACE FUNCTION events_log_add_day(day date) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     partition_name text := 'events_log_' || to_char(day, 'YYYYMMDD');
