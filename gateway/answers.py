@@ -11,16 +11,18 @@ Beside ASGI's own keys a scope has ours, set by the edge unless it says otherwis
   refers to the connection, which refers to the scope.
 """
 
+import asyncio
 import itertools
 import secrets
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import ApiError
-from gateway.rows import Overloaded
+from gateway.rows import Overloaded, Receipt
 from storage.errors import Conflict, NotFound, SpoolFull, Unavailable
 
 HEADERS = "analytics.headers"
@@ -52,14 +54,27 @@ class Answer:
         self._body = body
         self._headers = [_JSON_HEADER if content_type is JSON else (b"content-type", content_type), *headers]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def send_at_once(self, scope: Scope) -> bool:
+        """Whether that could be done; else it is to be sent by way of ASGI."""
         scope[STATUS] = self.status
-        headers = [*self._headers, (b"content-length", b"%d" % len(self._body)), *scope[ANSWER_HEADERS]]
         send_whole: SendWhole | None = scope.pop(SEND_WHOLE, None)
-        if send_whole is not None and send_whole(scope, self.status, headers, self._body):
+        return send_whole is not None and send_whole(scope, self.status, self._all_headers(scope), self._body)
+
+    def _all_headers(self, scope: Scope) -> list[Header]:
+        return [*self._headers, (b"content-length", b"%d" % len(self._body)), *scope[ANSWER_HEADERS]]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.send_at_once(scope):
             return
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.start", "status": self.status, "headers": self._all_headers(scope)})
         await send({"type": "http.response.body", "body": self._body})
+
+
+class Begun(NamedTuple):
+    """A request whose rows are on their way, and what is answered when they are safe."""
+
+    receipt: "asyncio.Future[Receipt]"
+    answer: Callable[[Receipt], Answer]
 
 
 def json_answer(value: object, *, status: int = 200) -> Answer:

@@ -69,6 +69,7 @@ def create_app(services: Services) -> Edge:
     routes = [to_route(endpoint, services, gate_of(endpoint), budget) for endpoint in routed]
     return Edge(
         {"/v1/events": writes.single, "/v1/events/batch": writes.batch},
+        {"/v1/events": writes.begin_single},
         # `Edge` takes a slash at the end away: to send a client to the path with one would send it round for ever.
         Router(routes, redirect_slashes=False),
         operations,

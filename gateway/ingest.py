@@ -269,7 +269,9 @@ class GatewayIngest:
     def inflight_bytes(self) -> int:
         return sum(lane.bytes for lane in self._lanes)
 
-    async def submit(self, project_id: str, rows: list[Row], *, rejected: int, received_at: datetime) -> Receipt:
+    def submit(
+        self, project_id: str, rows: list[Row], *, rejected: int, received_at: datetime
+    ) -> "asyncio.Future[Receipt]":
         size = row_bytes(rows)
         inflight = self.inflight_bytes
         if inflight + size > self._max_bytes and inflight:
@@ -278,7 +280,7 @@ class GatewayIngest:
         receipt: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         part = Part(project_id, received_at, rows, rejected)
         self._lanes[self._ring.shard_of[partition]].put(Waiting(part, partition, size, receipt))
-        return await receipt
+        return receipt
 
     async def wait_stored(self, receipt: Receipt, *, deadline_s: float) -> bool:
         if receipt.offset is None:

@@ -69,10 +69,14 @@ class KeyCache:
         self._answers: dict[bytes, asyncio.Future[CachedKey | None]] = {}
         self._asking: asyncio.Task[None] | None = None
 
-    async def lookup(self, key: str) -> KeyInfo:
+    def known(self, key: str) -> KeyInfo | None:
         recent = self._recent.get(key)
-        if recent is not None and self._clock() < recent.expires_at:
-            return recent.info
+        return recent.info if recent is not None and self._clock() < recent.expires_at else None
+
+    async def lookup(self, key: str) -> KeyInfo:
+        known = self.known(key)
+        if known is not None:
+            return known
         if not is_well_formed(key):
             raise ApiError("malformed_key")
         key_hash = hash_key(key)

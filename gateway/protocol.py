@@ -10,14 +10,14 @@ is slow in has a deadline, and what the server is slow in has none here: the rou
 import asyncio
 import math
 from asyncio import AbstractEventLoop, BaseTransport, Transport
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
 import uvicorn
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -29,10 +29,16 @@ KEEP_ALIVE_S = 75.0
 """Longer than the 60 s of the usual load balancers, so that they, and not we, close an idle connection."""
 
 
+Begin = Callable[[Scope, bytes, Callable[[ASGIApp], None]], bool]
+"""Takes a complete request without an ASGI call, or tells that it has to be one: scope, body, and what runs an app for
+the same request, if the answer has to be sent that way."""
+
+
 class ConnectionConfig(uvicorn.Config):
     """uvicorn's configuration and our limits."""
 
     limits: GatewaySettings
+    begin: "Begin | None" = None
 
 
 class _Refused(Exception):
@@ -64,6 +70,9 @@ class Connection(HttpToolsProtocol):
         self._refusal = "invalid_http"
         self._is_refused = False
         """Nothing more is read: the connection ends with an answer that is still owed."""
+        self._begin = config.begin
+        self._to_start: RequestResponseCycle | None = None
+        """Of a request whose head has just been read; to be started."""
         self._cycle_before: RequestResponseCycle | None = None
         """Of a request that waits behind others: the one before it."""
 
@@ -73,6 +82,11 @@ class Connection(HttpToolsProtocol):
         if len(self.connections) > self._limits.max_connections:
             self._refuse("overloaded")
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.cycle is not None:
+            self.cycle.on_response = _nothing  # it refers to the connection, which refers to it
+
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             self.flow.pause_reading()  # the app resumes it when it reads the body of its request
@@ -80,6 +94,8 @@ class Connection(HttpToolsProtocol):
         self._chunk_bytes = len(data)
         self._header_bytes += len(data)
         self._parse(data)
+        if self._to_start is not None:
+            self._start(self._to_start)
         if self._in_headers:
             if self._header_bytes > self._limits.max_header_bytes:
                 self._refuse("header_too_large")
@@ -168,11 +184,21 @@ class Connection(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
+            self._to_start = self.cycle
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
             self._cycle_before = before
+
+    def _start(self, cycle: RequestResponseCycle) -> None:
+        """When what has come of the request is parsed, so that it is known whether that was all."""
+        self._to_start = None
+        is_whole = not (cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue)
+        scope, run = cast(Scope, cycle.scope), partial(self._start_asgi_task, cycle)
+        if is_whole and self._begin is not None and self._begin(scope, bytes(cycle.body), run):
+            cycle.body.clear()
+        else:
+            run(self.app)
 
     def on_body(self, body: bytes) -> None:
         self._header_bytes = 0
@@ -287,6 +313,10 @@ def _split_url(url: bytes) -> tuple[str, bytes, bytes]:
     parsed = httptools.parse_url(url)
     raw_path = parsed.path
     return unquote(raw_path.decode("ascii")), raw_path, parsed.query or b""
+
+
+def _nothing() -> None:
+    return None
 
 
 def _refusal(code: str) -> bytes:

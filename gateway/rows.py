@@ -1,5 +1,6 @@
 """What passes between the stages of a gateway: checked rows in, a receipt out."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol
@@ -63,8 +64,11 @@ class Overloaded(Exception):
 class Ingest(Protocol):
     """Takes rows to safety: the partition log, or the spool while the log cannot be reached."""
 
-    async def submit(self, project_id: str, rows: list[Row], *, rejected: int, received_at: datetime) -> Receipt:
-        """Return when the rows are on disk. Raises `Overloaded` or `SpoolFull` when they could not be taken."""
+    def submit(
+        self, project_id: str, rows: list[Row], *, rejected: int, received_at: datetime
+    ) -> "asyncio.Future[Receipt]":
+        """The receipt comes when the rows are on disk, or `Overloaded` or `SpoolFull` when they could not be taken.
+        Raises `Overloaded` when there is no room to begin with."""
 
     async def wait_stored(self, receipt: Receipt, *, deadline_s: float) -> bool:
         """Whether the receipt's rows were in PostgreSQL before the deadline."""

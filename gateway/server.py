@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from config.settings import GatewaySettings
-from gateway.protocol import KEEP_ALIVE_S, Connection, ConnectionConfig
+from gateway.protocol import KEEP_ALIVE_S, Begin, Connection, ConnectionConfig
 from gateway.supervisor import SUPERVISOR_PID
 
 TENTHS_A_TICK = 5
@@ -20,11 +20,17 @@ TENTHS_A_TICK = 5
 
 
 async def serve(
-    app: ASGIApp, sock: socket.socket, settings: GatewaySettings, *, on_shutdown: Callable[[], None]
+    app: ASGIApp,
+    sock: socket.socket,
+    settings: GatewaySettings,
+    *,
+    begin: Begin | None = None,
+    on_shutdown: Callable[[], None],
 ) -> None:
     """Serve until SIGTERM, SIGINT or the supervisor's death; return when the requests in flight are answered.
 
-    `on_shutdown` is called once when the stop was asked for, before the wait of at most `drain_deadline_s`.
+    `begin` is tried for a complete request before `app` is called. `on_shutdown` is called once when the stop was
+    asked for, before the wait of at most `drain_deadline_s`.
     Call it under uvloop (`uvloop.run(main())`) and in the main thread. Services that outlive the requests
     are closed by the caller afterwards.
     """
@@ -44,6 +50,7 @@ async def serve(
         timeout_graceful_shutdown=max(1, round(settings.drain_deadline_s)),
     )
     config.limits = settings
+    config.begin = begin
     await _Server(config, on_shutdown).serve(sockets=[sock])
 
 

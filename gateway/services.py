@@ -44,6 +44,9 @@ class KeyInfo(NamedTuple):
 
 
 class Keys(Protocol):
+    def known(self, key: str) -> KeyInfo | None:
+        """What the key stands for, if that can be told at once and is good news."""
+
     async def lookup(self, key: str) -> KeyInfo:
         """Raises `ApiError`: malformed_key, invalid_key, or unavailable when nobody can tell."""
 

@@ -139,7 +139,7 @@ class Worker:
             self._link.start()
             collect_seldom()
             keep_freed_memory()
-            await serve(app, sock, gateway, on_shutdown=statistics.streams.close)
+            await serve(app, sock, gateway, begin=app.begin, on_shutdown=statistics.streams.close)
             if not await self._ingest.drain(deadline_s=LAST_FLIGHTS_S):
                 _log.warning("requests are given up", extra={"action": "drain_timeout", "worker": self._number})
             self._metrics.flush()

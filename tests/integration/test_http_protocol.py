@@ -23,7 +23,7 @@ LIMITS = GatewaySettings(
 class Worker:
     """A worker process on a socket of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         settings_file = folder / "settings.json"
         settings_file.write_bytes(Settings(gateway=LIMITS).to_json())
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -32,7 +32,7 @@ class Worker:
             command = [sys.executable, "-m", "tests.integration.echo_worker", "--settings", str(settings_file)]
             self._said = folder / "said"
             with self._said.open("wb") as said:
-                self.process = subprocess.Popen([*command, "--fd", str(fd)], pass_fds=(fd,), stdout=said)
+                self.process = subprocess.Popen([*command, "--fd", str(fd), *options], pass_fds=(fd,), stdout=said)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(self.address, timeout=PATIENCE_S)
@@ -52,9 +52,13 @@ class Worker:
             return read_to_end(client)
 
 
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    worker = Worker(tmp_path_factory.mktemp("protocol"))
+WAYS = {"call": (), "begin": ("--begin",)}
+"""Each request by a call of the app, or complete ones without it."""
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    worker = Worker(tmp_path_factory.mktemp("protocol"), *WAYS[request.param])
     try:
         yield worker
     finally:
@@ -430,8 +434,9 @@ def test_connections_beyond_the_bound_get_503(worker: Worker) -> None:
         assert time.monotonic() < until, "closed connections still count"
 
 
-def test_sigterm_finishes_the_request_in_flight_and_refuses_new_ones(tmp_path: Path) -> None:
-    worker = Worker(tmp_path)
+@pytest.mark.parametrize("way", WAYS)
+def test_sigterm_finishes_the_request_in_flight_and_refuses_new_ones(tmp_path: Path, way: str) -> None:
+    worker = Worker(tmp_path, *WAYS[way])
     with worker.connect() as client:
         client.sendall(POST + b"\r\nhello")
         assert read_answer(client)[0] == 200
@@ -442,3 +447,14 @@ def test_sigterm_finishes_the_request_in_flight_and_refuses_new_ones(tmp_path: P
     assert worker.process.wait(PATIENCE_S) == 0
     with pytest.raises(ConnectionRefusedError):
         worker.connect()
+
+
+def test_client_that_goes_before_its_answer_disturbs_nobody(worker: Worker) -> None:
+    for _ in range(5):
+        with worker.connect() as client:
+            client.sendall(b"POST /slow HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello")
+            worker.wait_for_slow_request()
+    time.sleep(1.2)
+    with worker.connect() as client:
+        client.sendall(POST + b"\r\nhello")
+        assert read_answer(client) == (200, b"5")

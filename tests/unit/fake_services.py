@@ -4,14 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import msgspec
 import pyarrow as pa
+from starlette.types import Scope
 
 from config.settings import BatchSettings, GatewaySettings, QuerySettings, Settings, WindowSettings
 from gateway.answer_cache import AnswerCache
+from gateway.answers import SEND_WHOLE, Header
 from gateway.app import create_app
 from gateway.decode import Decoder
 from gateway.errors import ApiError
@@ -20,6 +22,7 @@ from gateway.metric_definitions import Backfills, Definitions
 from gateway.metric_reader import MetricReader
 from gateway.metric_stream import MetricStreams
 from gateway.metrics import Metrics
+from gateway.middleware import Edge
 from gateway.project_turns import ProjectTurns
 from gateway.rows import Overloaded, Receipt, Row
 from gateway.services import (
@@ -79,6 +82,9 @@ class FakeKeys:
     def __init__(self) -> None:
         self.error: Exception | None = None
 
+    def known(self, key: str) -> KeyInfo | None:
+        return KEYS.get(key) if self.error is None else None
+
     async def lookup(self, key: str) -> KeyInfo:
         if self.error is not None:
             raise self.error
@@ -97,9 +103,19 @@ class FakeIngest:
         self.stored = True
         self._seen: set[tuple[str, str]] = set()
 
-    async def submit(self, project_id: str, rows: list[Row], *, rejected: int, received_at: datetime) -> Receipt:
-        if self.error is not None:
+    def submit(
+        self, project_id: str, rows: list[Row], *, rejected: int, received_at: datetime
+    ) -> "asyncio.Future[Receipt]":
+        if isinstance(self.error, Overloaded):
             raise self.error
+        receipt = asyncio.get_running_loop().create_future()
+        if self.error is not None:
+            receipt.set_exception(self.error)
+        else:
+            receipt.set_result(self._take(project_id, rows, rejected))
+        return receipt
+
+    def _take(self, project_id: str, rows: list[Row], rejected: int) -> Receipt:
         self.submitted.append((project_id, rows, rejected))
         if self.spooling:
             return Receipt("spooled", (), 0, None)
@@ -457,6 +473,37 @@ class FakePlaces:
         return self.objects
 
 
+class BeginTransport(httpx.AsyncBaseTransport):
+    """What `Edge.begin` takes goes that way, the rest by ASGI. `x-begun` says which it was."""
+
+    def __init__(self, app: Edge, calls: httpx.AsyncBaseTransport) -> None:
+        self._app = app
+        self._calls = calls
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if "content-length" not in request.headers:
+            return await self._calls.handle_async_request(request)
+        body = await request.aread()
+        answered: asyncio.Future[httpx.Response] = asyncio.get_running_loop().create_future()
+
+        def send_whole(scope: Scope, status: int, headers: Sequence[Header], content: bytes) -> bool:
+            answered.set_result(httpx.Response(status, headers=[*headers, (b"x-begun", b"yes")], content=content))
+            return True
+
+        scope: Scope = {
+            "type": "http",
+            "method": request.method,
+            "path": request.url.path,
+            "raw_path": request.url.raw_path.partition(b"?")[0],
+            "query_string": request.url.query,
+            "headers": [(name.lower(), value) for name, value in request.headers.raw],
+            SEND_WHOLE: send_whole,
+        }
+        if self._app.begin(scope, body, lambda app: None):
+            return await answered
+        return await self._calls.handle_async_request(request)
+
+
 @dataclass
 class System:
     """An app over fakes."""
@@ -475,13 +522,15 @@ class System:
     manifest: MemoryManifest = field(default_factory=lambda: MemoryManifest(MemoryStore(), clock=lambda: NOW))
 
     places: FakePlaces = field(default_factory=FakePlaces)
+    begins: ClassVar[bool] = False
+    """Whether requests are offered to `Edge.begin` first, as the server does."""
 
     def __post_init__(self) -> None:
         self.destinations = MemoryDestinations(self.manifest, {"shop": ("shop", 0)})
         self.retention = MemoryRetention(self.manifest)
         self.batch = MemoryBatchJobs(self.statistics.rollups)
 
-    def client(self, key: str | None = None) -> httpx.AsyncClient:
+    def app(self) -> Edge:
         services = Services(
             settings=self.settings,
             decoder=Decoder(self.settings),
@@ -506,6 +555,12 @@ class System:
             retention=Retention(self.retention, Settings()),
             batch=Batch(self.batch, BatchSettings()),
         )
-        transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=True)
+        return create_app(services)
+
+    def client(self, key: str | None = None) -> httpx.AsyncClient:
+        app = self.app()
+        transport: httpx.AsyncBaseTransport = httpx.ASGITransport(app, raise_app_exceptions=True)
+        if self.begins:
+            transport = BeginTransport(app, transport)
         headers = bearer(key) if key else {}
         return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers)

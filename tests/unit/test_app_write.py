@@ -13,8 +13,11 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import ASGIApp, Message, Scope
 
+from config.metrics import ACKS, EVENTS, HTTP_REQUESTS
 from config.settings import GatewaySettings
+from gateway.answers import SEND_WHOLE
 from gateway.errors import ApiError
 from gateway.routes.write_events import Taken, batch_body
 from gateway.rows import Decoded, Receipt, Rejection, Row
@@ -22,6 +25,13 @@ from storage.errors import SpoolFull
 from tests.unit.fake_services import FakeIngest, System, bearer
 
 EVENT = {"eventId": "e1", "eventType": "signup", "userId": "u1"}
+
+
+@pytest.fixture(params=["call", "begin"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By ASGI alone, or as the server does it, where an ordinary event is taken without: no answer differs."""
+    monkeypatch.setattr(System, "begins", request.param == "begin")
+    return str(request.param)
 
 
 def check_error(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
@@ -248,10 +258,15 @@ class Held(FakeIngest):
         self.let_go = asyncio.Event()
         self.reached = asyncio.Event()
 
-    async def submit(self, project_id: str, rows: list[Row], *, rejected: int, received_at: datetime) -> Receipt:
-        self.reached.set()
-        await self.let_go.wait()
-        return await super().submit(project_id, rows, rejected=rejected, received_at=received_at)
+    def submit(
+        self, project_id: str, rows: list[Row], *, rejected: int, received_at: datetime
+    ) -> "asyncio.Future[Receipt]":
+        async def hold() -> Receipt:
+            self.reached.set()
+            await self.let_go.wait()
+            return self._take(project_id, rows, rejected)
+
+        return asyncio.ensure_future(hold())
 
 
 GZIP = {"content-encoding": "gzip"}
@@ -372,3 +387,83 @@ async def test_unexpected_failure_is_500_without_details() -> None:
         answer = await client.post("/v1/events", json=EVENT)
     check_error(answer, 500, "internal_error")
     assert "secret" not in answer.text
+
+
+ORDINARY: dict[str, Any] = {"content": json.dumps(EVENT).encode()}
+
+
+@pytest.mark.parametrize(
+    ("path", "request_", "is_begun"),
+    [
+        ("", ORDINARY, True),
+        ("/", ORDINARY, True),
+        ("", ORDINARY | {"headers": {"Origin": "https://shop.example", "X-Request-Id": "r1"}}, True),
+        ("", ORDINARY | {"headers": {"Authorization": "Bearer nobody"}}, False),
+        ("", ORDINARY | {"headers": {"Authorization": "Bearer read"}}, False),
+        ("", ORDINARY | {"headers": {"X-Import": "false"}}, False),
+        ("?ack=stored", ORDINARY, False),
+        ("", {"content": gzip.compress(ORDINARY["content"]), "headers": {"content-encoding": "gzip"}}, False),
+        ("", {"content": gzip.compress(ORDINARY["content"])}, False),
+        ("", {"content": ORDINARY["content"] + b" " * 20_000}, False),
+        ("", {"content": b"{"}, False),
+        ("", {"content": b'{"eventId":"e1"}'}, False),
+        ("/batch", {"content": b"[%b]" % ORDINARY["content"]}, False),
+    ],
+)
+async def test_ordinary_events_need_no_call(way: str, path: str, request_: dict[str, Any], is_begun: bool) -> None:
+    system = System()
+    async with system.client("write") as client:
+        answer = await client.post(f"/v1/events{path}", **request_)
+    assert ("x-begun" in answer.headers) == (is_begun and way == "begin")
+    kept = [row.event_id for _, rows, _ in system.ingest.submitted for row in rows]
+    assert kept == ["e1"] * (answer.status_code == 202)
+    if "headers" in request_ and "Origin" in request_["headers"]:
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert answer.headers["x-request-id"] == "r1"
+
+
+async def test_what_is_counted_of_a_request_does_not_depend_on_its_way() -> None:
+    system = System()
+    async with system.client("write") as client:
+        for event in (EVENT, EVENT, {"eventId": "e2"}):
+            await client.post("/v1/events", json=event)
+        system.ingest.overload(7)
+        await client.post("/v1/events", json=EVENT)
+        system.ingest.error = SpoolFull()
+        await client.post("/v1/events", json=EVENT)
+    system.metrics.flush()
+    counted = {
+        (sample.name.removesuffix("_total"), *sample.labels.values()): sample.value
+        for family in system.metrics.registry.collect()
+        for sample in family.samples
+    }
+    requests = {status: counted[HTTP_REQUESTS.name, "/v1/events", status] for status in ("202", "422", "503")}
+    assert requests == {"202": 2, "422": 1, "503": 2}
+    assert [counted[EVENTS.name, outcome] for outcome in ("accepted", "duplicate", "rejected")] == [1, 1, 1]
+    assert counted[ACKS.name, "logged"] == 3  # what was refused is in the ledger, too
+
+
+async def test_an_answer_that_cannot_be_sent_at_once_is_run() -> None:
+    system = System()
+    app = system.app()
+    ran: asyncio.Future[ASGIApp] = asyncio.get_running_loop().create_future()
+    scope: Scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/events",
+        "query_string": b"",
+        "headers": [(b"authorization", b"Bearer write")],
+        SEND_WHOLE: lambda *_: False,
+    }
+    assert app.begin(scope, ORDINARY["content"], ran.set_result)
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    await (await ran)(scope, receive, send)
+    assert sent[0]["status"] == 202
+    assert json.loads(sent[1]["body"])["eventId"] == "e1"

@@ -127,7 +127,7 @@ async def test_while_the_columns_of_a_large_request_are_made_the_loop_is_free_an
 
     monkeypatch.setattr("gateway.ingest.build_batches", build)
     large = [Row(f"e{n}", "t", None, None, None, None, NOW, b'{"a":"%b"}' % (b"x" * 500_000), None) for n in range(40)]
-    first = asyncio.create_task(system.ingest.submit("p", large, rejected=0, received_at=NOW))
+    first = system.ingest.submit("p", large, rejected=0, received_at=NOW)
     await asyncio.sleep(0.02)
     second = asyncio.create_task(system.submit("after"))
     await asyncio.sleep(0.02)
